@@ -1,0 +1,83 @@
+# honestseg: `make` alone renders the embedded scenes, trains, diagnoses, evaluates, and ends with the report's path.
+# `make help` explains targets and variables.
+
+DATASET ?= streets
+DATA    ?= data/$(DATASET)
+RECIPE  ?= $(wildcard recipes/$(DATASET).args)
+RUN     ?= runs/$(DATASET)
+DEVICE  ?= auto
+ARGS    ?=
+VENV    ?= .venv
+PYTHON  ?= python3
+
+PY      := $(VENV)/bin/python
+# CI sets OMP_NUM_THREADS itself where it wants to; warnings of a run belong to the user's eyes, not to a log file.
+TRAIN   := $(PY) train.py $(addprefix @,$(RECIPE)) --dataset $(DATASET) --data-dir $(DATA) --run-dir $(RUN) --device $(DEVICE)
+
+.PHONY: all help setup download train diagnose evaluate test bench clean
+.DEFAULT_GOAL := all
+
+all: $(RUN)/.evaluated ## the whole chain on DATASET; exit code 1 if diagnose found a fault
+	@echo "report: $(RUN)/report.html"
+	@exit $$(cat $(RUN)/.diagnosed)
+
+help: ## this text
+	@echo "targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
+	@echo "variables (make train DATASET=camvid DATA=~/camvid):"
+	@echo "  DATASET   which data set, and by default which recipe, run folder and data folder   ($(DATASET))"
+	@echo "  DATA      where it lies                                                             ($(DATA))"
+	@echo "  RECIPE    file of flags                                                             ($(RECIPE))"
+	@echo "  RUN       run folder                                                                ($(RUN))"
+	@echo "  DEVICE    auto, cpu, cuda, cuda:N                                                   ($(DEVICE))"
+	@echo "  ARGS      more flags for the script of the target, typed as by hand"
+	@echo "  VENV      virtual environment                                                       ($(VENV))"
+	@echo "  PYTHON    interpreter that makes it, 3.10 or later                                  ($(PYTHON))"
+
+setup: $(VENV)/.installed ## make VENV with the run-time packages and the dev extra
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check ".[dev]"
+	@rm -rf build honestseg.egg-info
+	@touch $@
+
+download: $(VENV)/.installed ## put DATASET into DATA
+	$(PY) download.py $(DATASET) --data-dir $(DATA) $(ARGS)
+
+data/streets: | $(VENV)/.installed
+	$(PY) download.py streets --data-dir $@
+
+train: $(VENV)/.installed | $(if $(filter streets,$(DATASET)),$(DATA)) ## train into RUN, or go on where it stopped
+	@if [ -f $(RUN)/last.pth ]; then $(PY) train.py --run-dir $(RUN) --resume --device $(DEVICE) $(ARGS); \
+	else $(TRAIN) $(ARGS); fi
+	@touch $(RUN)/.trained
+
+$(RUN)/.trained: | $(VENV)/.installed
+	@$(MAKE) --no-print-directory train
+
+diagnose: $(VENV)/.installed ## all probes that train nothing on RUN's best checkpoint
+	$(PY) diagnose.py --ckpt $(RUN)/best.pth --device $(DEVICE) $(ARGS)
+
+# A fault found (exit code 1) is a result: evaluate still runs, and the code comes last.
+$(RUN)/.diagnosed: $(RUN)/.trained
+	@$(PY) diagnose.py --ckpt $(RUN)/best.pth --device $(DEVICE); code=$$?; \
+	[ $$code -le 1 ] || exit $$code; echo $$code > $@
+
+evaluate: $(VENV)/.installed ## the test split's numbers, pictures and report.html
+	$(PY) evaluate.py --ckpt $(RUN)/best.pth --device $(DEVICE) $(ARGS)
+
+$(RUN)/.evaluated: $(RUN)/.diagnosed
+	@$(PY) evaluate.py --ckpt $(RUN)/best.pth --device $(DEVICE)
+	@touch $@
+
+test: $(VENV)/.installed ## everything CI runs: lint, format, all tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.installed ## benchmarks of speed against the plain recipe
+	$(PY) benchmarks/throughput.py $(ARGS)
+
+clean: ## remove the run folder RUN
+	rm -rf $(RUN)

@@ -1,0 +1,469 @@
+"""Images and targets on their way to the network.
+
+The main process draws tickets (which image, which crop box); DataLoader workers obey them: read, decode the labels,
+bring image and target to the canvas. They draw nothing, so any number of workers gives the same batches. Batches are
+uint8 and are augmented on the device by `Augment`, with one sampling grid for image and target.
+
+Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 255 void.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import flags
+from data_specs import DATASETS, UNKNOWN, VOID, Spec, build_spec, find_images, find_pairs  # noqa: F401
+from flags import UserError
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB images in [0, 1], what the published weights expect
+STD = (0.229, 0.224, 0.225)
+NETWORK_PIXELS = 4 << 20  # the largest image that enters a network whole
+
+AUGMENTATIONS = {"flip": 0.5, "scale": [0.5, 2.0], "translate": 0.1, "rotate": 10.0, "colour": 0.3, "noise": 0.05}
+
+
+def add_data_flags(parser):
+    """The flags that choose what is read."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="streets", choices=DATASETS, help="the data set")
+    group.add_argument("--data-dir", metavar="DIR", help="where it lies; empty: data/DATASET")
+    group.add_argument("--limit", type=flags.natural, default=0, help="first N images of each split; 0: all")
+    group.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
+
+
+def add_geometry_flags(parser):
+    """The flags that choose how an image is brought to the network's size, and how it is varied in training."""
+    group = parser.add_argument_group("geometry and augmentation")
+    group.add_argument("--image-size", type=flags.size, default=[180, 320], metavar="HxW", help="canvas, pixels")
+    group.add_argument("--crop", type=flags.size, metavar="HxW", help="cut this from the full size instead; empty: off")
+    group.add_argument("--short-side", type=flags.natural, default=0, help="with --crop: resize to it first; 0: off")
+    group.add_argument(
+        "--augment",
+        default="flip=0.5,scale=0.75:1.5,colour=0.3",
+        help="flip=chance, scale=low:high, translate=share of the canvas, rotate=degrees, colour=strength, noise=sigma "
+        "of [0, 1]; none: off",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_image(path):
+    """Read a file as an RGB PIL image, its EXIF orientation not applied (but kept in `getexif()`).
+
+    Raises UserError for a file that cannot be decoded to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            rgb = image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError("no such file", path, "check the path") from None
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image ({error})", path, "the file is damaged or no image; replace it") from None
+    rgb.getexif().update(exif)
+    return rgb
+
+
+def read_labels(path, spec):
+    """Decode a mask file into train ids.
+
+    Returns target (H, W) uint8, UNKNOWN (254) where the value is neither a class nor void, and the mask's own values
+    (H, W): numbers, or r·65536 + g·256 + b for a mask drawn in colours.
+    Raises UserError for an unreadable file, or a mask in colours where the set declares none.
+    """
+    try:
+        with Image.open(path) as mask:
+            coloured = mask.mode in ("RGB", "RGBA", "LA", "CMYK", "YCbCr")
+            values = np.asarray(mask.convert("RGB") if coloured else mask)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read mask ({error})", path, "the file is damaged or no image; replace it") from None
+    if coloured and spec.colours:
+        values = values[..., 0].astype(np.int32) << 16 | values[..., 1].astype(np.int32) << 8 | values[..., 2]
+        return spec.colour_table[values], values
+    if coloured:  # one number a pixel, stored three times
+        if (values[..., :1] != values).any():
+            remedy = 'give every class its "color" in classes.json, or save masks with one class number a pixel'
+            raise UserError(f"a mask in colours, but {spec.name} declares none", path, remedy)
+        values = values[..., 0]
+    return spec.value_table[np.clip(values.astype(np.int32), 0, 65535)], values
+
+
+def read_target(path, spec):
+    """Read a mask as target (H, W) uint8 train ids.
+
+    Raises UserError for values that are neither a class nor void, with their counts and the likely cause.
+    """
+    target, values = read_labels(path, spec)
+    if (target == UNKNOWN).any():
+        raise label_error(count_values(values[target == UNKNOWN]), count_values(values), path, spec)
+    return target
+
+
+def read_pair(image_path, mask_path, spec):
+    """An image as RGB PIL image and its target (H, W) uint8, of the same size.
+
+    The EXIF orientation is applied only where that makes the image's size match the mask's.
+    Raises UserError for sizes that differ.
+    """
+    image, target = read_image(image_path), read_target(mask_path, spec)
+    return match_size(image, target.shape, image_path), target
+
+
+def match_size(image, shape, path):
+    """The image, turned by its EXIF orientation if only that makes its size the mask's (H, W)."""
+    if (image.height, image.width) == shape:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    if (turned.height, turned.width) == shape:
+        return turned
+    sizes = f"image {image.height}x{image.width}, mask {shape[0]}x{shape[1]}"
+    raise UserError(f"image and mask differ in size ({sizes})", path, "save the mask at its image's size")
+
+
+def count_values(values):
+    """{mask value: pixels} of an array of whole numbers."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def label_error(unknown, seen, where, spec, files=None):
+    """The error for mask values a set does not declare, with the likely cause.
+
+    unknown, seen: {mask value: pixels}, the undeclared ones and all that occur.
+    """
+    cause, remedy = likely_cause(unknown, seen, where, spec)
+    first = ", ".join(f"{value_text(v, spec)} ({n:,} pixels)" for v, n in sorted(unknown.items())[:4])
+    more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""
+    spread = f" in {files} files" if files and files > 1 else ""
+    what = f"label {first}{more} outside the {spec.num_classes} classes of {spec.name}{spread}"
+    return UserError(what, where, f"{cause}: {remedy}")
+
+
+def value_text(value, spec):
+    """A mask value as a person would look it up: a number, or r,g,b for a mask in colours."""
+    return f"rgb {value >> 16},{value >> 8 & 255},{value & 255}" if spec.colours and value > 255 else str(value)
+
+
+def likely_cause(unknown, seen, where, spec):
+    """What most often leads to such values, and the remedy: (cause, remedy)."""
+    declared = [v for v, i in spec.values.items() if i != VOID]
+    if Path(where).suffix.lower() in (".jpg", ".jpeg"):
+        return "the mask is a JPEG, whose compression invents values along every border", "export masks as PNG"
+    if len(seen) > 64 and len(seen) > 2 * len(spec.values):
+        return f"{len(seen)} different values make a grey-scale picture, not class numbers", "export class numbers"
+    if set(unknown) == {max(declared) + 1} and min(declared) not in seen:
+        return "labels that start at 1", 'map them with "label_map" or "values" in classes.json'
+    if set(unknown) == {VOID}:
+        return "255 usually marks void", 'declare "void": [255] in classes.json'
+    return "a class the set does not declare, or another set's coding", "declare the value, or fix the masks"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Geometry
+
+
+class Ticket(NamedTuple):
+    """What a worker is to read: an image's index, and where the crop box lies (0 … 1 of the room there is)."""
+
+    index: int
+    top: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image is brought to the network's size: stretched to `canvas`, or cut to `crop` from its full size.
+
+    All sizes (height, width) in pixels; short_side: with crop, resize so that the shorter side has this length, 0: off.
+    """
+
+    canvas: list
+    crop: list | None = None
+    short_side: int = 0
+
+    @classmethod
+    def from_args(cls, args):
+        """The geometry that --image-size, --crop and --short-side describe."""
+        if args.short_side and not args.crop:
+            raise UserError("--short-side without --crop", remedy="add --crop HxW, or use --image-size HxW")
+        return cls(args.image_size, args.crop, args.short_side)
+
+    def network_size(self, height, width):
+        """The size at which a whole image of this size enters the network in evaluation.
+
+        A size of its own is reduced to at most NETWORK_PIXELS, so that memory stays bounded for any photo.
+        """
+        if self.crop is None:
+            return tuple(self.canvas)
+        scale = self.short_side / min(height, width) if self.short_side else 1.0
+        scale = min(scale, math.sqrt(NETWORK_PIXELS / (height * width)))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def resize(self, image):
+        """A whole PIL image -> (h, w, 3) uint8 tensor at the network's size, antialiased."""
+        height, width = self.network_size(image.height, image.width)
+        if (image.height, image.width) != (height, width):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image))
+
+    def cut(self, image, target, ticket):
+        """Image and target as one training example: (h, w, 3) uint8 and (h, w) uint8 tensors of canvas or crop size."""
+        image = self.resize(image)  # (h, w, 3)
+        height, width = image.shape[:2]
+        if target.shape != (height, width):
+            target = np.asarray(Image.fromarray(target).resize((width, height), Image.Resampling.NEAREST))
+        target = torch.from_numpy(np.array(target))  # (h, w)
+        if self.crop is None:
+            return image, target
+        rows, columns = self.crop
+        top = int(ticket.top * (max(height - rows, 0) + 1))
+        left = int(ticket.left * (max(width - columns, 0) + 1))
+        image, target = image[top : top + rows, left : left + columns], target[top : top + rows, left : left + columns]
+        missing = (0, columns - target.shape[1], 0, rows - target.shape[0])  # right and bottom border
+        # What lies outside the image has no label; its colour is the mean that normalisation turns into 0.
+        fill = torch.tensor([round(255 * m) for m in MEAN], dtype=torch.uint8)
+        canvas = fill.expand(rows, columns, 3).clone()
+        canvas[: image.shape[0], : image.shape[1]] = image
+        return canvas, F.pad(target, missing, value=VOID)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits and batches
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pairs of one split of one set."""
+
+    name: str
+    spec: Spec
+    root: Path
+    pairs: list
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def read(self, index):
+        """(PIL image, target (H, W) uint8) of one pair."""
+        return read_pair(*self.pairs[index], self.spec)
+
+    def read_target(self, index):
+        """The target (H, W) uint8 alone."""
+        return read_target(self.pairs[index][1], self.spec)
+
+    def file(self, index):
+        """An image's path below the data folder: its name in figures and captions."""
+        return self.pairs[index][0].relative_to(self.root).as_posix()
+
+
+def open_dataset(args):
+    """The spec that --dataset names and the folder it lies in."""
+    root = Path(args.data_dir or Path("data") / args.dataset)
+    return build_spec(args.dataset, root), root
+
+
+def open_split(spec, root, split, limit=0):
+    """List a split's pairs (nothing is decoded); limit: the first N of them, 0 for all."""
+    pairs = find_pairs(spec, root, split)
+    return Split(split, spec, Path(root), pairs[:limit] if limit else pairs)
+
+
+class TrainingPairs(Dataset):
+    """Ticket -> (image (h, w, 3) uint8, target (h, w) uint8), both at the canvas's or crop's size."""
+
+    def __init__(self, split, geometry):
+        self.split, self.geometry = split, geometry
+
+    def __getitem__(self, ticket):
+        return self.geometry.cut(*self.split.read(ticket.index), ticket)
+
+
+class EvaluationPairs(Dataset):
+    """Index -> (index, image (h, w, 3) uint8 at the network's size, target (H, W) uint8 at its own)."""
+
+    def __init__(self, split, geometry):
+        self.split, self.geometry = split, geometry
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        image, target = self.split.read(index)
+        return index, self.geometry.resize(image), torch.from_numpy(np.array(target))
+
+
+def draw_tickets(images, batch_size, order):
+    """One epoch's batches of tickets: every image once, in an order drawn from the generator `order`.
+
+    A last batch of a single image, which batch norm refuses, joins the batch before it.
+    """
+    indices = torch.randperm(images, generator=order).tolist()
+    places = torch.rand(images, 2, generator=order).tolist()
+    tickets = [Ticket(i, *places[i]) for i in indices]
+    batches = [tickets[i : i + batch_size] for i in range(0, images, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+def share_batches(batches, rank, processes):
+    """One process's share of every batch; a batch that leaves one of several fewer than 2 images is dropped."""
+    if processes == 1:
+        return batches
+    return [batch[rank::processes] for batch in batches if len(batch) >= 2 * processes]
+
+
+def training_batches(split, geometry, batches, workers=0, pin_memory=False):
+    """Read batches of tickets: yields images (N, h, w, 3) uint8, targets (N, h, w) uint8."""
+    return _checked(_loader(TrainingPairs(split, geometry), batches, workers, pin_memory, None))
+
+
+def evaluation_batches(split, geometry, batch_size, workers=0, pin_memory=False, indices=None):
+    """Read a split in order: yields indices, images (N, h, w, 3) uint8, and a list of N targets (H, W) uint8.
+
+    Images that keep their own size (crop geometry) come one at a time.
+    """
+    indices = list(range(len(split)) if indices is None else indices)
+    size = batch_size if geometry.crop is None else 1
+    batches = [indices[i : i + size] for i in range(0, len(indices), size)]
+    return _checked(_loader(EvaluationPairs(split, geometry), batches, workers, pin_memory, _stack_images))
+
+
+def _stack_images(examples):
+    indices, images, targets = zip(*examples, strict=True)
+    return list(indices), torch.stack(images), list(targets)
+
+
+def _loader(dataset, batches, workers, pin_memory, collate):
+    # A generator of its own, so that making an iterator draws from no state that a checkpoint keeps.
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        pin_memory=pin_memory,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
+
+
+def _checked(loader):
+    """Iterate, with a worker's UserError as its own one line: the DataLoader wraps it in the worker's traceback."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the device
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel; images (N, 3, H, W) float in [0, 1]. The one place where that happens."""
+
+    def __init__(self, mean=MEAN, std=STD):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images):
+        return (images - self.mean) / self.std
+
+
+def to_float(images):
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1], channels_last in memory."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def parse_augment(text):
+    """Read --augment into {name: value}; raises UserError for an unknown name or a value out of range."""
+    options = flags.parse_items(text, AUGMENTATIONS)
+    limits = {"scale": (0.5, 2), "rotate": (0, 180), "colour": (0, 0.9)}
+    for name, value in options.items():
+        low, high = limits.get(name, (0, 1))
+        ends = value if isinstance(value, list) else [value]
+        if not all(low <= end <= high for end in ends) or ends != sorted(ends) or len(ends) > 2:
+            raise UserError(f"{name}={value} is out of range", "--augment", f"it lies between {low} and {high}")
+    return options
+
+
+class Augment:
+    """Vary images and targets together on the device: one sampling grid moves both.
+
+    options: `parse_augment`'s. Images are sampled bilinearly, targets by nearest neighbour; what lies outside the image
+    gets the mean colour and void.
+    """
+
+    def __init__(self, options):
+        self.options = options
+
+    def __call__(self, images, targets, generator):
+        """images (N, H, W, 3) uint8, targets (N, H, W) uint8 -> (N, 3, H, W) float32 in [0, 1], (N, H, W) uint8.
+
+        generator: on the images' device; every draw comes from it.
+        """
+        images = to_float(images)  # (N, 3, H, W)
+        if self.options.keys() & {"flip", "scale", "translate", "rotate"}:
+            images, targets = warp(images, targets, self.draw_affine(images, generator))
+        if self.options.get("colour"):
+            images = jitter_colour(images, self.options["colour"], generator)
+        if self.options.get("noise"):
+            sigma = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * self.options["noise"]
+            noise = torch.randn(images.shape, generator=generator, device=images.device)
+            images = (images + sigma * noise).clamp_(0, 1)
+        return images, targets
+
+    def draw_affine(self, images, generator):
+        """(N, 2, 3) float32: for each place of the output, in [-1, 1]², where it is read from.
+
+        Zooming in by s shows a window of 1/s, anywhere inside the image; zooming out puts the image anywhere inside
+        the canvas. `scale` is drawn uniformly in its logarithm.
+        """
+        count, (height, width), device = len(images), images.shape[2:], images.device
+
+        def uniform(low, high):
+            return low + (high - low) * torch.rand(count, generator=generator, device=device)
+
+        low, high = (self.options.get("scale", [1.0]) * 2)[:2]
+        zoom = uniform(math.log(low), math.log(high)).exp()
+        angle = uniform(-1.0, 1.0) * math.radians(self.options.get("rotate", 0.0))
+        mirror = 1.0 - 2.0 * (uniform(0.0, 1.0) < self.options.get("flip", 0.0)).float()
+        room = (1 - 1 / zoom).abs() + 2 * self.options.get("translate", 0.0)  # the canvas is 2 wide in these units
+        shift_x, shift_y = uniform(-1.0, 1.0) * room, uniform(-1.0, 1.0) * room
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
+        aspect = height / width  # a rotation in pixels, written for axes that both run from -1 to 1
+        rows = [mirror * cos, -sin * aspect, shift_x, mirror * sin / aspect, cos, shift_y]
+        return torch.stack(rows, dim=1).view(count, 2, 3)
+
+
+def warp(images, targets, affine):
+    """Sample images (N, 3, H, W) float and targets (N, H, W) uint8 at the same places, `affine` (N, 2, 3).
+
+    Outside lies the mean colour, and void: targets are sampled as (target - 255), so that the zeros that pad are void.
+    """
+    grid = F.affine_grid(affine, images.shape, align_corners=False)  # (N, H, W, 2)
+    fill = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    images = F.grid_sample(images - fill, grid, mode="bilinear", align_corners=False) + fill
+    labels = targets[:, None].float() - VOID  # (N, 1, H, W)
+    labels = F.grid_sample(labels, grid, mode="nearest", align_corners=False) + VOID
+    return images, labels[:, 0].round_().to(torch.uint8)
+
+
+def jitter_colour(images, strength, generator):
+    """Vary brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor of 1 ± strength."""
+    draws = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=images.device)
+    brightness, contrast, saturation = 1 + strength * (2 * draws - 1)
+    grey = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = ((images - grey) * contrast + grey) * brightness
+    luma = images.mean(dim=1, keepdim=True)
+    return ((images - luma) * saturation + luma).clamp_(0, 1)

@@ -1,0 +1,127 @@
+"""The audit: read every pair of a split once, before anything is learnt from it.
+
+One pass gives what is wrong (unreadable files, sizes, label values), what is there (pixels per class, void share) and
+the targets shrunk to the layout grid, from which the class weights and the layout floor follow.
+"""
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data import count_values, label_error, match_size, read_image, read_labels
+from data_specs import UNKNOWN, VOID
+from flags import UserError, warn
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+@dataclass
+class Audit:
+    """What a split holds. counts: (C,) int64 pixels per class; grids: (N, rows, columns) uint8 shrunken targets."""
+
+    split: object
+    counts: np.ndarray
+    grids: np.ndarray
+    values: Counter = field(default_factory=Counter)  # mask value -> pixels
+    sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
+    void: int = 0
+    anomaly: int = 0
+    unknown: dict = field(default_factory=dict)  # file -> {mask value: pixels}
+    broken: dict = field(default_factory=dict)  # file -> the error's text
+    rotated: list = field(default_factory=list)  # files with an EXIF orientation
+
+    @property
+    def pixels(self):
+        """All pixels read: classes, void, anomaly and unknown values."""
+        return sum(self.values.values())
+
+    @property
+    def absent(self):
+        """Names of the classes that hold no pixel."""
+        return [name for name, n in zip(self.split.spec.classes, self.counts, strict=True) if not n]
+
+    def error(self):
+        """The first fault as UserError, or None."""
+        if self.broken:
+            first = next(iter(self.broken.values()))
+            more = f" (and {len(self.broken) - 1} more files of {self.split.name} fail)" if len(self.broken) > 1 else ""
+            return UserError(first + more)
+        if self.unknown:
+            total = sum((Counter(v) for v in self.unknown.values()), Counter())
+            return label_error(total, self.values, next(iter(self.unknown)), self.split.spec, len(self.unknown))
+        if self.split.name == "train" and self.anomaly:
+            what = f"{self.anomaly:,} anomaly pixels in the training split of {self.split.spec.name}"
+            return UserError(what, remedy="anomalies belong in the test split only; relabel or remove them")
+        if not self.counts.any():
+            return UserError(
+                f"no labelled pixel in split {self.split.name}", remedy="all masks are void; fix the masks"
+            )
+        return None
+
+
+def audit(split, grid, progress=None):
+    """Read all pairs of a split; a broken file is noted, not raised.
+
+    grid: (rows, columns) of the shrunken targets (nearest, pixel centres). progress: called with the pairs done.
+    """
+    result = Audit(split, np.zeros(split.spec.num_classes, np.int64), np.full((len(split), *grid), VOID, np.uint8))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, pair in enumerate(pool.map(lambda i: _read(split, i, grid), range(len(split)))):
+            _add(result, index, pair)
+            if progress:
+                progress(index + 1)
+    return result
+
+
+def _read(split, index, grid):
+    """Everything the audit wants of one pair, or the error's text."""
+    image_path, mask_path = split.pairs[index]
+    try:
+        image = read_image(image_path)
+        target, values = read_labels(mask_path, split.spec)
+        match_size(image, target.shape, image_path)
+    except UserError as error:
+        return str(error)
+    rotated = image.getexif().get(ORIENTATION, 1) != 1
+    shrunken = Image.fromarray(target).resize(grid[::-1], Image.Resampling.NEAREST)
+    counts = np.bincount(target.ravel(), minlength=256)
+    unknown = count_values(values[target == UNKNOWN]) if counts[UNKNOWN] else {}
+    return target.shape, counts, count_values(values), unknown, np.asarray(shrunken), rotated
+
+
+def _add(result, index, pair):
+    image_path, mask_path = result.split.pairs[index]
+    if isinstance(pair, str):
+        result.broken[str(image_path)] = pair
+        return
+    size, counts, values, unknown, result.grids[index], rotated = pair
+    classes = result.split.spec.num_classes
+    result.counts += counts[:classes]
+    result.void += int(counts[VOID])
+    result.anomaly += int(counts[classes]) if result.split.spec.anomaly else 0
+    result.values.update(values)
+    result.sizes[size] += 1
+    if unknown:
+        result.unknown[str(mask_path)] = unknown
+    if rotated:
+        result.rotated.append(str(image_path))
+
+
+def require_clean(audits):
+    """Stop at the first fault of a list of audits; name what is odd but bearable in warnings.
+
+    Raises UserError.
+    """
+    for one in audits:
+        if error := one.error():
+            raise error
+        if one.absent:
+            warn(f"{one.split.name} holds no pixel of: {', '.join(one.absent)}")
+        if one.rotated:
+            names = ", ".join(Path(path).name for path in one.rotated[:3])
+            warn(f"{len(one.rotated)} images of {one.split.name} carry an EXIF orientation: {names}")

@@ -1,0 +1,283 @@
+"""What runs a model: device, precision, seeds, processes, and the training loop.
+
+One uint8 batch goes to the device, is augmented there with one grid for image and target, and the criterion turns it
+into named terms; their weighted sum is the step. Optimiser and schedule are in `engine_optim`, evaluation in
+`engine_evaluate`.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+import data
+import flags
+import models
+import synthetic
+from engine_evaluate import (  # noqa: F401  the front of its parts
+    Predictor,
+    Totals,
+    check_classes,
+    evaluate,
+    layout_map_of,
+    load_predictor,
+    predict,
+)
+from engine_optim import Schedule, add_optim_flags, build_optimizer  # noqa: F401
+from flags import UserError
+
+EPSILON = 1e-6  # a step whose weights add up to less is all void: its loss is 0
+
+
+def add_run_flags(parser):
+    """The flags of the machine: where and how exactly to compute."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+    group.add_argument(
+        "--amp",
+        default="auto",
+        choices=("auto", "off", "bf16", "fp16"),
+        help="autocast in training; auto: bf16 where the device computes in it, else off",
+    )
+    group.add_argument("--seed", type=flags.natural, default=0, help="of weights, order, augmentation and dropout")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Machine
+
+
+def choose_device(name):
+    """The torch.device for --device. Raises UserError for one this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}", "--device", "use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported", "--device", "use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= (device.index or 0):
+            raise UserError(f"no device {name!r}: {count} CUDA devices here", "--device", "use --device auto or cpu")
+        if device.index is None:
+            device = torch.device("cuda", local_rank())
+    return device
+
+
+def describe_device(device):
+    """One line that says what the run computes on."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def autocast_dtype(amp, device):
+    """The dtype of --amp on this device, None for float32 throughout.
+
+    Raises UserError for fp16 without CUDA (its gradients need the loss scaler, which is CUDA's).
+    """
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError("fp16 needs CUDA", "--amp", "use bf16 or off")
+    if amp == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        # Without these instructions a CPU emulates bf16, slower than float32.
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else None
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def local_rank():
+    """This process's number on its machine, as torchrun sets it; 0 alone."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def start_processes(device):
+    """Join the other processes when started by torchrun: (rank, how many)."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def gather(value):
+    """A list of every process's value (dicts, numbers, CPU tensors); [value] alone."""
+    if not dist.is_initialized():
+        return [value]
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def open_dataset(args):
+    """The spec and folder of --dataset; the embedded streets are rendered where they are missing."""
+    spec, root = data.open_dataset(args)
+    if spec.name == "streets" and not root.exists():
+        if local_rank() == 0:
+            print(f"rendering the embedded scenes into {root}")
+            synthetic.write_streets(root)
+        gather(None)  # wait for it
+    return spec, root
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+@dataclass
+class Training:
+    """All that changes while training; `state` holds it, so that a run goes on as if it had not stopped.
+
+    order: the generator that draws tickets; epoch_order: its state at the epoch's start, from which a resumed run
+    draws the same epoch again; offset: batches of the epoch already done.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    augment: data.Augment
+    device: torch.device
+    dtype: torch.dtype | None
+    clip: float
+    seed: int
+    rank: int = 0
+    processes: int = 1
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+
+    def __post_init__(self):
+        self.order = torch.Generator().manual_seed(self.seed)
+        self.epoch_order = self.order.get_state()
+        self.varying = torch.Generator(self.device).manual_seed(self.seed + 1 + self.rank)
+        scaling = self.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type) if scaling else None
+        self.network = self.model  # what is called: the model, or the model and its gradient exchange
+        if self.processes > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.network = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+
+    def state(self):
+        """Everything but the weights, as plain values and CPU tensors."""
+        cuda = self.device.type == "cuda"
+        random = {
+            "varying": self.varying.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "epoch_order": self.epoch_order,
+            "random": gather(random),  # one a process
+            "step": self.step,
+            "epoch": self.epoch,
+            "offset": self.offset,
+            "threads": torch.get_num_threads(),
+        }
+
+    def restore(self, state):
+        """Put `state` back. Warns when the thread count differs: sums are then added up in another order."""
+        if state["threads"] != torch.get_num_threads():
+            flags.warn(
+                f"the run began with {state['threads']} threads, now {torch.get_num_threads()}: the result will be "
+                "close but not the same bit for bit"
+            )
+        if len(state["random"]) != self.processes:
+            raise UserError(f"the run began with {len(state['random'])} processes", remedy="resume with as many")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        self.order.set_state(state["epoch_order"])
+        self.epoch_order = state["epoch_order"]
+        random = state["random"][self.rank]
+        self.varying.set_state(random["varying"])
+        torch.set_rng_state(random["torch"])
+        if random["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.device)
+        self.step, self.epoch, self.offset = state["step"], state["epoch"], state["offset"]
+
+    def draw_epoch(self, images, batch_size):
+        """This process's batches of tickets for the current epoch, drawn anew from the epoch's own order state."""
+        self.order.set_state(self.epoch_order)
+        return data.share_batches(data.draw_tickets(images, batch_size, self.order), self.rank, self.processes)
+
+    def finish_epoch(self):
+        """Go on to the next epoch; called once all that belongs to this one (its validation too) is done."""
+        self.epoch, self.offset = self.epoch + 1, 0
+        self.epoch_order = self.order.get_state()
+
+
+def train_one_epoch(training, criterion, split, geometry, batch_size, workers, last_step):
+    """Train from `training.offset` to the epoch's end, or to step `last_step`, yielding after each step.
+
+    Yields {"loss": scalar tensor, "terms": {name: scalar tensor}, "gradient_norm": scalar tensor, "images": N}, on the
+    device and not yet read, so that nothing waits for it.
+    """
+    batches = training.draw_epoch(len(split), batch_size)
+    remaining = batches[training.offset :][: last_step - training.step]
+    models.train_mode(training.model)
+    for images, targets in data.training_batches(split, geometry, remaining, workers, training.device.type == "cuda"):
+        result = train_step(training, criterion, images, targets)
+        training.step += 1
+        training.offset += 1
+        yield result
+
+
+def train_step(training, criterion, images, targets):
+    """One step on images (N, h, w, 3) uint8 and targets (N, h, w) uint8 from the loader."""
+    images = images.to(training.device, non_blocking=True)
+    targets = targets.to(training.device, non_blocking=True)
+    images, targets = training.augment(images, targets, training.varying)  # (N, 3, h, w) float32, (N, h, w) uint8
+    images = images.contiguous(memory_format=torch.channels_last)
+    training.schedule.apply(training.optimizer, training.step)
+    with torch.autocast(training.device.type, training.dtype, enabled=training.dtype is not None):
+        terms = criterion(training.network, images, targets)
+    terms = {name: average(term, training.processes) for name, term in terms.items()}
+    loss = sum(terms.values())
+    norm = optimise(training, loss)
+    shown = {name: share_out(value.detach(), training.processes) for name, value in terms.items()}
+    return {"loss": sum(shown.values()), "terms": shown, "gradient_norm": norm, "images": len(images)}
+
+
+def average(term, processes):
+    """A criterion's Term -> its weighted mean over the whole step, all processes together; 0 where all is void.
+
+    Gradients are averaged over processes afterwards, so each one's part is multiplied by their number.
+    """
+    weight = term.weight.detach().clone()
+    if processes > 1:
+        dist.all_reduce(weight)
+    return term.scale * processes * term.total / weight.clamp(min=EPSILON)
+
+
+def share_out(value, processes):
+    """The mean over processes of a scalar tensor."""
+    if processes > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= processes
+    return value
+
+
+def optimise(training, loss):
+    """Backward and step, with the scaler in fp16; returns the gradient norm before clipping."""
+    optimizer, scaler = training.optimizer, training.scaler
+    optimizer.zero_grad(set_to_none=True)
+    (scaler.scale(loss) if scaler else loss).backward()
+    if scaler:
+        scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or float("inf"))
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    return norm.detach()

@@ -1,0 +1,244 @@
+"""Evaluate a checkpoint: numbers as JSON, pictures, and one report page.
+
+    python evaluate.py --ckpt runs/streets/best.pth                  the test split, into runs/streets/
+    python evaluate.py --ckpt best.pth --split val --json val.json   another split, the numbers to a file of your choice
+
+Every figure is a fraction. mIoU stands beside the layout floor: what a predictor gets that never opens the image.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import anomaly
+import data
+import engine
+import flags
+import metrics
+import report
+
+
+def build_parser():
+    """All flags of evaluate.py."""
+    parser = flags.Parser(__doc__)
+    parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data lies; empty: where the run found it")
+    parser.add_argument("--json", metavar="FILE", help="where the numbers go; empty: OUT/evaluation.json")
+    parser.add_argument("--out", metavar="DIR", help="folder for report and pictures; empty: the checkpoint's own")
+    parser.add_argument("--panels", type=flags.natural, default=6, help="pictures from worst to best; 0: none")
+    parser.add_argument("--limit", type=flags.natural, default=0, help="first N images; 0: all")
+    parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="images at once")
+    parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
+    parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+    return parser
+
+
+def open_split(args, content):
+    """The split to evaluate, from the checkpoint's own data set."""
+    config = content["config"]
+    where = Namespace(dataset=content["data"]["dataset"], data_dir=args.data_dir or config["data_dir"])
+    spec, root = engine.open_dataset(where)
+    engine.check_classes(spec, content)
+    return data.open_split(spec, root, args.split, args.limit)
+
+
+def image_miou(counts):
+    """mIoU of one image from its (3, C) counts, None if nothing is labelled."""
+    hit, target, predicted = counts.double()
+    union = target + predicted - hit
+    there = union > 0
+    return float((hit[there] / union[there]).mean()) if target.any() else None
+
+
+def pixel_shares(totals):
+    """Each class's share of the labelled target pixels."""
+    return (totals.confusion.sum(1) / totals.confusion.sum().clamp(min=1)).tolist()
+
+
+def summarise(totals, split, content):
+    """The JSON of an evaluation, every figure a fraction, null where undefined."""
+    classes = content["data"]["classes"]
+    scores = totals.scores()
+    order = sorted(totals.images)
+    floor = totals.layout_floor()
+    miou = scores["miou"]
+    return {
+        "split": split.name,
+        "images": len(order),
+        "pixels": totals.pixels,
+        "miou": miou,
+        "miou_interval": metrics.miou_interval(torch.stack([totals.images[i] for i in order])),
+        "classes_averaged": scores["classes_averaged"],
+        "pixel_accuracy": scores["pixel_accuracy"],
+        "mean_accuracy": scores["mean_accuracy"],
+        "fwiou": scores["fwiou"],
+        "loss": totals.loss(),
+        "iou": dict(zip(classes, scores["iou"], strict=True)),
+        "pixel_share": dict(zip(classes, pixel_shares(totals), strict=True)),
+        "active_classes": scores["active_classes"],
+        "spurious_classes": [classes[i] for i in scores["spurious_classes"]],
+        "layout_floor": floor,
+        "semantic_gain": None if miou is None or floor is None else (miou - floor) / (1 - floor),
+        "boundary_iou": metrics.boundary_iou(totals.boundary),
+        "boundary_f1": metrics.boundary_f1(totals.boundary_f1),
+        "ece": totals.calibration.ece(),
+        "per_image": {split.file(i): {"miou": image_miou(totals.images[i])} for i in order},
+        "anomaly": summarise_anomaly(totals),
+        "protocol": protocol(split, content),
+    }
+
+
+def summarise_anomaly(totals):
+    """{score: figures} over the set and averaged over images; empty where the split holds no anomaly."""
+    result = {}
+    for name, histogram in totals.histograms.items():
+        (aupr, aupr_error), (auroc, auroc_error) = histogram.aupr(), histogram.auroc()
+        if aupr is None:
+            continue
+        rows = list(totals.image_scores[name].values())
+        means = {key: float(np.mean([row[key] for row in rows])) for key in ("aupr", "auroc", "fpr95")}
+        result[name] = {
+            "aupr": aupr,
+            "aupr_error": aupr_error,
+            "auroc": auroc,
+            "auroc_error": auroc_error,
+            "fpr95": histogram.fpr95(),
+            "per_image": {**means, "images": len(rows)},
+        }
+    return result
+
+
+def protocol(split, content):
+    """How the figures were made, in words, so that they can be compared with others'."""
+    geometry = content["data"]["geometry"]
+    crop = geometry["crop"]
+    return {
+        "dataset": split.spec.name,
+        "network_size": "full size" if crop else geometry["canvas"],
+        "geometry": f"short side {geometry['short_side'] or 'kept'}"
+        if crop
+        else "stretched to the canvas, antialiased",
+        "target_size": "own; logits resized bilinearly",
+        "void": "left out",
+        "anomaly": "left out of every known-class figure; positive in the anomaly figures",
+        "absent_classes": "null, not averaged",
+        "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
+        "boundary": "2 % of the image diagonal",
+        "interval": "95 %, bootstrap over images",
+        "scales": [1.0],
+        "flip": False,
+        "precision": "float32",
+    }
+
+
+def choose_panels(totals, count):
+    """Indices of `count` images evenly from worst to best per-image mIoU, with their rank in words."""
+    rated = [(image_miou(counts), index) for index, counts in totals.images.items()]
+    rated = sorted((miou, index) for miou, index in rated if miou is not None)
+    if not rated or not count:
+        return []
+    places = np.unique(np.linspace(0, len(rated) - 1, count).round().astype(int)).tolist()
+    words = {0: "worst", len(rated) - 1: "best", len(rated) // 2: "median"}
+    return [(rated[p][1], rated[p][0], words.get(p, f"{p + 1} of {len(rated)} from the worst")) for p in places]
+
+
+def write_panels(folder, predictor, split, chosen, palette):
+    """Draw the chosen images; returns [(caption, path)]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for number, (index, miou, rank) in enumerate(chosen):
+        image, target = split.read(index)
+        logits = predictor.logits(predictor.geometry.resize(image)[None])[0]
+        found = engine.predict(logits, target.shape, scores=["maxlogit"] if split.spec.anomaly else [])
+        caption = f"{split.file(index)}: mIoU {miou:.3f} ({rank})"
+        picture = report.panel(
+            np.asarray(image),
+            target,
+            found.labels.numpy(),
+            found.confidence.numpy(),
+            split.spec.classes,
+            palette,
+            caption,
+        )
+        path = folder / f"panel-{number + 1}.png"
+        report.save_picture(picture, path)
+        pictures.append((caption, path))
+        for name, score in found.scores.items():
+            path = folder / f"{name}-{number + 1}.png"
+            report.save_picture(report.heat_map(score.numpy()), path)
+            pictures.append((f"{split.file(index)}: {name}, larger is more anomalous", path))
+    return pictures
+
+
+def read_log(run_dir):
+    """The lines of a run's log.jsonl, [] where there is none."""
+    path = run_dir / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def print_summary(result, split):
+    """The figures on the terminal."""
+    print(report.class_table(list(result["iou"]), list(result["iou"].values()), list(result["pixel_share"].values())))
+    if result["miou"] is None:
+        print(f"{result['images']} images of {split.name}: no labelled pixel, no mIoU")
+    else:
+        low, high = result["miou_interval"]
+        print(
+            f"{split.name} mIoU {result['miou']:.3f} [{low:.3f}, {high:.3f}] over {result['classes_averaged']} classes"
+            f", layout floor {result['layout_floor']:.3f}, semantic gain {result['semantic_gain']:.3f}"
+            f", pixel accuracy {result['pixel_accuracy']:.3f}"
+        )
+    for name, row in result["anomaly"].items():
+        mean = row["per_image"]
+        print(
+            f"{name}: AUPR {row['aupr']:.4f} ± {row['aupr_error']:.1g}, AUROC {row['auroc']:.4f}"
+            f", FPR95 {row['fpr95']:.4f}; per image AUPR {mean['aupr']:.4f} over {mean['images']} images"
+        )
+
+
+def main():
+    """Evaluate."""
+    args = build_parser().parse_args()
+    device = engine.choose_device(args.device)
+    predictor, content = engine.load_predictor(args.ckpt, device)
+    split = open_split(args, content)
+    scores = list(anomaly.SCORES) if split.spec.anomaly else []
+    progress = report.Progress(len(split), f"evaluate {split.name}", "images")
+    totals = engine.evaluate(
+        predictor,
+        split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        layout_map=engine.layout_map_of(content),
+        scores=scores,
+        observe=lambda done, *_: progress.update(done),
+    )
+    progress.close()
+    result = summarise(totals, split, content)
+    out = Path(args.out or Path(args.ckpt).parent)
+    report.write_json(args.json or out / "evaluation.json", result)
+    print_summary(result, split)
+    palette = [tuple(colour) for colour in content["data"]["palette"]]
+    pictures = write_panels(out / "pictures", predictor, split, choose_panels(totals, args.panels), palette)
+    diagnosis = out / "diagnosis.json"
+    report.write_report(
+        out / "report.html",
+        title=f"{content['data']['dataset']}: {content['model']['name']}",
+        config=content["config"],
+        evaluation=result,
+        log=read_log(Path(args.ckpt).parent),
+        pictures=pictures,
+        diagnosis=json.loads(diagnosis.read_text()) if diagnosis.is_file() else None,
+        palette=palette,
+    )
+    print(f"report: {out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

@@ -1,0 +1,86 @@
+"""Segment a person's own photos with a trained checkpoint.
+
+    python predict.py --ckpt runs/streets/best.pth photo.jpg --out predicted
+    python predict.py --ckpt runs/streets/best.pth photos/ --out predicted      a folder, below which names are kept
+
+Writes OUT/classes/NAME.png (class numbers, with the palette), OUT/overlay/NAME.png and OUT/maxlogit/NAME.png (a heat
+map: brighter is less like anything learnt), all at the photo's own size.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import ImageOps
+
+import data
+import engine
+import flags
+import report
+from flags import UserError
+
+
+def build_parser():
+    """All flags of predict.py."""
+    parser = flags.Parser(__doc__)
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files or folders of them")
+    parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
+    parser.add_argument("--out", default="predicted", metavar="DIR", help="where the pictures go")
+    parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+    return parser
+
+
+def find_photos(paths):
+    """{name without ending, below its folder: file}. Raises UserError for nothing there, or two photos of one name."""
+    found = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError("no such file", path, "check the path")
+        files = data.find_images(path) if path.is_dir() else [path]
+        if not files:
+            raise UserError("no image in this folder", path, "photos end in .jpg, .png, …")
+        for file in files:
+            name = file.relative_to(path if path.is_dir() else path.parent).with_suffix("").as_posix()
+            if name in found:
+                raise UserError(f"two photos named {name}", f"{found[name]}, {file}", "predict them into two folders")
+            found[name] = file
+    return found
+
+
+def segment(predictor, path):
+    """(PIL image as a person sees it, its EXIF orientation applied; Prediction at its size)."""
+    image = ImageOps.exif_transpose(data.read_image(path))
+    logits = predictor.logits(predictor.geometry.resize(image)[None])[0]
+    return image, engine.predict(logits, (image.height, image.width), scores=["maxlogit"])
+
+
+def main():
+    """Predict every photo; one that cannot be read is named at the end and costs the others nothing."""
+    args = build_parser().parse_args()
+    predictor, content = engine.load_predictor(args.ckpt, engine.choose_device(args.device))
+    palette = [tuple(colour) for colour in content["data"]["palette"]]
+    photos, errors = find_photos(args.photos), []
+    progress = report.Progress(len(photos), "predict", "photos")
+    for done, (name, path) in enumerate(photos.items(), 1):
+        try:
+            image, found = segment(predictor, path)
+        except UserError as error:
+            errors.append(error)
+            continue
+        labels, out = found.labels.numpy(), Path(args.out)
+        for folder in ("classes", "overlay", "maxlogit"):
+            (out / folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        report.save_mask(out / "classes" / f"{name}.png", labels, palette)
+        report.save_picture(report.overlay(np.asarray(image), labels, palette), out / "overlay" / f"{name}.png")
+        heat = report.heat_map(found.scores["maxlogit"].numpy())
+        report.save_picture(heat, out / "maxlogit" / f"{name}.png")
+        progress.update(done)
+    progress.close()
+    print(f"{len(photos) - len(errors)} of {len(photos)} photos in {args.out}/{{classes,overlay,maxlogit}}")
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))

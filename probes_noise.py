@@ -1,0 +1,237 @@
+"""The noise test: train on fresh noise instead of images, with the true targets.
+
+The best possible outcome is then known, the position-only distribution of the labels, so the validation loss says what
+the training machinery really does: nothing (at or above the class prior), its job (between prior and layout), or too
+much (below the layout: the labels leak in). Before anything is judged, the tensors that enter the network are shown to
+be noise: a noise test that silently trained on real images is the classic way to fool oneself.
+"""
+
+import copy
+import math
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import engine
+import losses
+import metrics
+import models
+from probes import Finding
+
+# |correlation| between neighbouring pixels, or between two draws, below which pixels pass for independent. White noise
+# of 120x160x3 values stays below 0.02; photographs have 0.8 and more between neighbours.
+WHITE = 0.1
+
+
+def fresh_noise(images, _targets, generator):
+    """Uniform noise in place of images (N, h, w, 3) uint8: new at every call, independent at every pixel."""
+    return torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator, device=generator.device)
+
+
+class NoiseInput:
+    """Stands where data.Augment stands: the targets stay as they are, the images become `make`'s noise."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, images, targets, generator):
+        """images (N, h, w, 3) uint8, targets (N, h, w) uint8 -> (N, 3, h, w) float32 in [0, 1], targets."""
+        return data.to_float(self.make(images, targets, generator)), targets
+
+
+def correlation(a, b):
+    """Largest |Pearson correlation| over the images of two batches (N, …), each flattened; 1 for a constant one."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    scale = a.norm(dim=1) * b.norm(dim=1)
+    return float(((a * b).sum(1) / scale).abs().nan_to_num(1.0).max())
+
+
+def prove_noise(training, criterion, split, geometry, count=8, fresh=True):
+    """Pass the same examples through the training path twice and look at the tensors that enter the network.
+
+    fresh: whether two draws for one image must differ. Returns (complaint or None, {measure: value}).
+    """
+    tickets = data.draw_tickets(len(split), count, torch.Generator().manual_seed(0))[0]
+    raw = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
+    images, targets = (torch.stack(part).to(training.device) for part in zip(*raw, strict=True))
+    network = copy.deepcopy(training.model).eval()  # the run's own batch-norm statistics stay untouched
+    seen = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
+    generator = torch.Generator(training.device).manual_seed(1)
+    with torch.no_grad():
+        for _ in range(2):
+            noise, kept = training.augment(images, targets, generator)
+            criterion(network, noise, kept)
+    first, second = seen
+    real = data.to_float(images)
+    measures = {
+        "neighbours": max(
+            correlation(first[..., 1:], first[..., :-1]), correlation(first[..., 1:, :], first[..., :-1, :])
+        ),
+        "real_images": correlation(first, real),
+        "other_draw": correlation(first, second),
+        "labelled_share": float((kept < split.spec.num_classes).float().mean()),
+        "targets_unchanged": float(torch.equal(kept, targets)),
+    }
+    return _complain(measures, fresh), measures
+
+
+def _complain(measures, fresh):
+    """What is wrong with the input of a noise test, or None."""
+    if measures["neighbours"] > WHITE:
+        return f"neighbouring pixels correlate ({measures['neighbours']:.2f}): these are pictures, not noise"
+    if measures["real_images"] > WHITE:
+        return f"the input correlates with the real images ({measures['real_images']:.2f})"
+    if fresh and measures["other_draw"] > WHITE:
+        return f"two draws for one image are alike ({measures['other_draw']:.2f}): the noise is not fresh"
+    if not measures["targets_unchanged"] or not measures["labelled_share"]:
+        return "the targets are not the true ones, or all void"
+    return None
+
+
+def chance_miou(shares):
+    """mIoU of labels drawn uniformly at random, classes with these pixel shares (C,): Σ (s/C) / (s + 1/C - s/C) / C."""
+    present = shares[shares > 0]
+    uniform = 1 / len(shares)
+    return float((present * uniform / (present + uniform - present * uniform)).mean())
+
+
+def references(audit, split, layout):
+    """What is known beforehand, on a split's targets at their own size.
+
+    Returns {"prior", "layout": nats per pixel, "spread": the layout loss's standard deviation over images, "chance",
+    "prior_miou", "layout_map": mIoU of the a = 0 map, "floor"}.
+    """
+    num_classes = split.spec.num_classes
+    distribution = torch.from_numpy(np.asarray(metrics.layout_distribution(audit.grids, num_classes)))
+    prior = torch.from_numpy(np.asarray(metrics.class_prior(audit.counts)))
+    plain = metrics.layout_map(audit.grids, num_classes, 0.0)
+    sums = {"prior": [], "layout": []}
+    confusions = dict.fromkeys(("prior_miou", "layout_map", "floor"), 0)
+    for index in range(len(split)):
+        target = torch.from_numpy(split.read_target(index))
+        sums["prior"].append(metrics.pixel_nll(prior, target))
+        sums["layout"].append(metrics.pixel_nll(distribution, target))
+        top = np.full_like(plain, int(prior.argmax()))
+        for name, guess in (("prior_miou", top), ("layout_map", plain), ("floor", layout.map)):
+            guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
+            confusions[name] = confusions[name] + metrics.confusion_matrix(guess, target, num_classes)
+    per_image = [nats / n for nats, n in sums["layout"] if n]
+    return {
+        **{name: sum(nats for nats, _ in rows) / max(1, sum(n for _, n in rows)) for name, rows in sums.items()},
+        "spread": float(np.std(per_image)),
+        "chance": chance_miou(audit.counts / audit.counts.sum()),
+        **{name: metrics.segmentation_scores(confusion)["miou"] for name, confusion in confusions.items()},
+    }
+
+
+def noise_test(args, splits, audits, device, make=fresh_noise, fresh=True, progress=None):
+    """Train `args.model` on noise for `args.iters` steps and say what it learnt.
+
+    args: model, image_size, batch_size, lr, iters, seed, workers. splits, audits: {"train", "val"}. make(images,
+    targets, generator): the noise, uint8; fresh: whether it must be new at every draw. progress(steps done).
+    """
+    start = time.perf_counter()
+    torch.manual_seed(args.seed)
+    train, val = splits["train"], splits["val"]
+    geometry = data.Geometry(args.image_size)
+    name, options = models.parse_model(args.model)
+    model = models.build_model(name, train.spec.num_classes, options).to(device, memory_format=torch.channels_last)
+    criterion = losses.Criterion({"ce": 1.0}, train.spec.num_classes, data.Normalise()).to(device)
+    training = _start(args, model, device, NoiseInput(make), len(train))
+    complaint, proof = prove_noise(training, criterion, train, geometry, fresh=fresh)
+    if complaint:
+        why = f"this is no noise test: {complaint}"
+        remedy = "look at what replaces the images on their way to the network"
+        return Finding("noise_test", "fail", why, cause="noise_is_not_noise", remedy=remedy, evidence={"proof": proof})
+    layout = metrics.fit_layout(audits["train"].grids, train.spec.num_classes)
+    known = references(audits["train"], val, layout)
+    predictor = engine.Predictor(model, train.spec.num_classes, geometry, device)
+    curve = _learn(args, training, criterion, predictor, train, val, geometry, make, progress)
+    finding = judge(curve, known)
+    finding.evidence.update(proof=proof, curve=curve, references=known, classes=train.spec.num_classes)
+    finding.seconds = time.perf_counter() - start
+    return finding
+
+
+def _start(args, model, device, augment, images):
+    """The noise test's own plain training: AdamW, one-cycle, no class weights."""
+    steps = max(1, math.ceil(images / args.batch_size))
+    args = copy.copy(args)
+    args.optimizer, args.weight_decay, args.backbone_lr = "adamw", 0.01, None
+    return engine.Training(
+        model=model,
+        optimizer=engine.build_optimizer(args, model),
+        schedule=engine.Schedule("onecycle", args.iters, steps),
+        augment=augment,
+        device=device,
+        dtype=engine.autocast_dtype("auto", device),
+        clip=1.0,
+        seed=args.seed,
+    )
+
+
+def _learn(args, training, criterion, predictor, train, val, geometry, make, progress):
+    """Train, and validate on noise at a quarter, a half and the whole of the steps.
+
+    Returns [{"iteration", "train_loss", "loss", "miou"}]; train_loss is the mean since the entry before.
+    """
+    curve, window = [], []
+    stops = sorted({max(1, args.iters // 4), max(1, args.iters // 2), args.iters})
+    while training.step < args.iters:
+        until = next(stop for stop in stops if stop > training.step)
+        for result in engine.train_one_epoch(
+            training, criterion, train, geometry, args.batch_size, args.workers, until
+        ):
+            window.append(result["loss"])
+            if progress:
+                progress(training.step)
+        if training.step == until:
+            totals = validate_on_noise(predictor, val, make, args)
+            train_loss = float(torch.stack(window[-len(window) // 2 :]).mean())
+            window = []
+            scores = totals.scores()
+            entry = {"iteration": until, "train_loss": train_loss, "loss": totals.loss(), "miou": scores["miou"]}
+            curve.append({**entry, "active_classes": scores["active_classes"]})
+        else:
+            training.finish_epoch()
+    return curve
+
+
+def validate_on_noise(predictor, split, make, args):
+    """Evaluate a split whose images are noise and whose targets are true."""
+    generator = torch.Generator().manual_seed(args.seed + 1)
+
+    def change(images, targets, _indices):
+        size = images.shape[1:3]
+        small = [F.interpolate(t[None, None].float(), size)[0, 0].to(torch.uint8) for t in targets]
+        return make(images, torch.stack(small), generator)
+
+    return engine.evaluate(predictor, split, batch_size=args.batch_size, workers=args.workers, change=change)
+
+
+def judge(curve, known):
+    """The verdict from the loss curve and the references, all in nats per pixel."""
+    last = curve[-1]
+    loss, train_loss, miou = last["loss"], last["train_loss"], last["miou"]
+    prior, layout, spread = known["prior"], known["layout"], known["spread"]
+    held = (
+        f"validation loss {loss:.3f} nats per pixel (class prior {prior:.3f}, layout {layout:.3f} ± {spread:.3f}), "
+        f"mIoU {miou:.3f} (a = 0 map {known['layout_map']:.3f}, floor {known['floor']:.3f})"
+    )
+    about = {"value": loss, "reference": layout}
+    if loss < layout - spread:
+        remedy = "find what carries the labels into the network: an input channel, a file order, a cached target"
+        return Finding("noise_test", "fail", f"the labels leak in: {held}", cause="label_leak", remedy=remedy, **about)
+    if train_loss < layout - spread:
+        why = f"memorised: training loss {train_loss:.3f} ran away from the validation loss; {held}"
+        remedy = "the noise repeats for each image, so that it can be learnt by heart; draw it anew every time"
+        return Finding("noise_test", "fail", why, cause="memorised_noise", remedy=remedy, **about)
+    if loss >= prior:
+        remedy = "the training is broken or too short: check --lr, frozen layers, the loss, then --iters"
+        return Finding("noise_test", "fail", f"nothing learnt: {held}", cause="nothing_learnt", remedy=remedy, **about)
+    return Finding("noise_test", "pass", f"the labels' layout, nothing else: {held}", **about)

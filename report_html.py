@@ -1,0 +1,378 @@
+"""The report page: one HTML file without script, network or font, readable on a phone, in the dark and on paper.
+
+The score always stands beside the layout floor, with one sentence that says what the two mean together. Everything
+that comes from outside (class names, captions, flags) is escaped; figures are fractions.
+"""
+
+import base64
+import io
+import json
+import math
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from report_svg import finite, floor_bar, line_chart
+
+PICTURE_SIDE, PICTURE_BYTES = 1600, 150_000  # beyond either, a picture is embedded as a smaller JPEG
+
+STYLE = """
+:root{color-scheme:light dark;--paper:#fff;--ink:#1a1c21;--muted:#5f6470;--line:#d9dce2;--card:#f5f6f8;--gain:#2f6fdb;
+--floor:#9aa1ad;--c0:#2f6fdb;--c1:#c2410c;--c2:#0f8a6c;--c3:#9333c8;--c4:#8a6d00;--c5:#5f6470;
+--pass:#0f6b4f;--warn:#8a5a00;--fail:#b3123f;--skip:#5f6470}
+@media (prefers-color-scheme:dark){:root{--paper:#14161a;--ink:#e8eaee;--muted:#a2a8b4;--line:#353a44;--card:#1e2127;
+--gain:#6ea2ff;--floor:#6b7280;--c0:#6ea2ff;--c1:#ff9a62;--c2:#4fd1ab;--c3:#d3a0ff;--c4:#e3c34a;--c5:#a2a8b4;
+--pass:#4fd1ab;--warn:#f0b84a;--fail:#ff7d9c;--skip:#a2a8b4}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:20px 16px 60px;max-width:1120px;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+print-color-adjust:exact;-webkit-print-color-adjust:exact;overflow-wrap:break-word}
+h1{font-size:1.6rem;line-height:1.2;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .6em}p{margin:.5em 0}
+.muted,.note{color:var(--muted)}.note{font-size:.85rem;margin:.2em 0}
+.heads{display:grid;grid-template-columns:repeat(3,1fr);gap:clamp(6px,1vw,12px);margin:18px 0 12px}
+.head{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:8px clamp(8px,1.4vw,16px)}
+.head b{display:block;font-size:clamp(1.5rem,4vw,2.2rem);line-height:1.2;font-variant-numeric:tabular-nums}
+.head .note{display:block;line-height:1.35}
+.reading{font-size:1.1rem;max-width:60em}
+.bar{display:block;overflow:visible}.barbox{padding:0 14px}
+svg text{fill:var(--ink);font:13px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif}
+.chart svg text{font-size:12px}svg .tick,svg .name{fill:var(--muted)}
+.track{fill:var(--line)}.gain{fill:var(--gain)}.floor{fill:var(--floor)}.hatch{stroke:var(--paper);stroke-width:3;opacity:.55}
+.mark,.axis{stroke:var(--ink);stroke-width:1}.whisker{stroke:var(--ink);stroke-width:2}.grid{stroke:var(--line)}
+.curve{fill:none;stroke-width:2}.curve.s1{stroke-dasharray:7 3}.curve.s2{stroke-dasharray:2 3}
+.curve.s3{stroke-dasharray:10 3 2 3}.curve.s4{stroke-dasharray:4 4}.curve.s5{stroke-dasharray:1 2}
+.s0{stroke:var(--c0)}.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}.s4{stroke:var(--c4)}.s5{stroke:var(--c5)}
+.dot.s0{fill:var(--c0)}.dot.s1{fill:var(--c1)}.dot.s2{fill:var(--c2)}.dot.s3{fill:var(--c3)}.dot.s4{fill:var(--c4)}
+.dot.s5{fill:var(--c5)}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:20px}
+figure{margin:0 0 24px}figcaption{font-weight:600;margin-bottom:4px}.chart svg{width:100%;height:auto;display:block}
+.keys{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.85rem}.key svg{vertical-align:middle}
+.chart .key svg{width:26px;display:inline}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th{text-align:left;font-weight:600;color:var(--muted);font-size:.85rem}
+th,td{padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
+td.n,th.n{text-align:right}td.n{white-space:nowrap}
+.classes{max-width:860px}.classes td{vertical-align:middle}.classes .iou{width:48%}
+.classes td:first-child{padding-left:24px;overflow-wrap:anywhere;min-width:8em}
+.classes .iou div{height:12px;background:var(--gain);border-radius:2px;min-width:1px}
+.chip{display:inline-block;width:14px;height:14px;border:1px solid var(--muted);border-radius:3px;margin:0 9px 0 -24px;
+vertical-align:-2px}
+.pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:0 32px}
+.pairs div{display:flex;justify-content:space-between;gap:16px;border-bottom:1px solid var(--line);padding:4px 0}
+.pairs dt{color:var(--muted)}.pairs dd{margin:0;text-align:right}dl{margin:0}
+.verdict{display:inline-block;font-weight:700;border:2px solid;border-radius:6px;padding:0 8px;white-space:nowrap}
+.pass{color:var(--pass)}.warn{color:var(--warn)}.fail{color:var(--fail)}.skip{color:var(--skip)}
+.banner{border-left:5px solid;padding:6px 14px;background:var(--card);margin:16px 0}
+.banner .text{color:var(--ink)}a{color:var(--gain)}
+.finding{display:grid;grid-template-columns:88px 1fr;gap:4px 14px;border-top:1px solid var(--line);padding:12px 0}
+.finding p{margin:.2em 0}summary{cursor:pointer}pre{white-space:pre-wrap;font-size:.85rem;margin:.4em 0}
+.scroll{overflow-x:auto}
+.scroll img{display:block;width:100%;height:auto;border:1px solid var(--line)}
+@media (max-width:700px){.scroll img.wide{width:1000px;max-width:none}
+.finding{grid-template-columns:1fr}.classes .iou{width:38%}th,td{padding-right:8px}
+.scroll table{font-size:.85rem}.scroll td.n{white-space:normal}}
+@media print{:root{--paper:#fff;--ink:#000;--card:#f5f6f8;--muted:#444;--line:#bbb}body{max-width:none;font-size:11pt}
+figure,.finding,tr,.head{break-inside:avoid}h2{break-after:avoid}}
+"""
+
+
+def show(value):
+    """Any JSON value as short plain text: None as a dash, floats with four digits, lists and dicts in line."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {show(part)}" for name, part in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(show(part) for part in value) or "–"
+    return str(value)
+
+
+def _words(name):
+    return escape(str(name).replace("_", " "))
+
+
+def _score(value):
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _pairs(items):
+    """Names and values side by side, in as many columns as fit."""
+    rows = "".join(f"<div><dt>{_words(name)}</dt><dd>{escape(show(value))}</dd></div>" for name, value in items)
+    return f'<dl class="pairs">{rows}</dl>'
+
+
+def _section(title, body, anchor=""):
+    return f"<section{f' id={anchor}' if anchor else ''}><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The score and its floor
+
+
+def reading(miou, floor, interval=None):
+    """One plain sentence: what the score is worth beside the layout floor."""
+    if miou is None:
+        return "No pixel of this split has a known label, so there is no score."
+    if floor is None:
+        return f"{miou:.2f}. The layout floor is not known, so neither is how much of this a blind predictor would get."
+    if miou <= floor:
+        return (
+            f"{miou:.2f}, where a predictor that never opens the image gets {floor:.2f}: "
+            "this score gives no evidence that the model looks at the image."
+        )
+    text = f"{miou:.2f}, of which a predictor that never opens the image gets {floor:.2f}"
+    if interval and interval[0] <= floor:
+        return f"{text}; the floor lies inside the interval, so the rest may be chance."
+    gain = (miou - floor) / (1 - floor)
+    return f"{text}. The model covers {gain:.2f} of the way from there to a perfect 1."
+
+
+def _head(name, value, note):
+    return f'<div class="head">{name}<b>{_score(value)}</b><span class="note">{escape(note)}</span></div>'
+
+
+def headline(evaluation):
+    """mIoU, layout floor and semantic gain side by side, the sentence, and the bar."""
+    miou, floor = evaluation.get("miou"), evaluation.get("layout_floor")
+    interval = evaluation.get("miou_interval")
+    between = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+    heads = (
+        _head("mIoU", miou, between)
+        + _head("layout floor", floor, "mIoU of a predictor that never opens the image")
+        + _head("semantic gain", evaluation.get("semantic_gain"), "(mIoU − floor) / (1 − floor)")
+    )
+    bar = "" if miou is None else f'<div class="barbox">{floor_bar(miou, floor, interval)}</div>'
+    return f'<div class="heads">{heads}</div><p class="reading">{escape(reading(miou, floor, interval))}</p>{bar}'
+
+
+FIGURES = {
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean class accuracy",
+    "fwiou": "frequency-weighted IoU",
+    "boundary_iou": "boundary IoU",
+    "boundary_f1": "boundary F1",
+    "ece": "calibration error (ECE)",
+    "loss": "cross-entropy, nats per pixel",
+}
+
+
+def figures(evaluation, classes):
+    """The other numbers of the evaluation, those that are there."""
+    items = [(text, _score(evaluation[name])) for name, text in FIGURES.items() if name in evaluation]
+    if evaluation.get("active_classes") is not None:
+        items.append(("active classes (IoU above 0.01)", f"{evaluation['active_classes']} of {len(classes)}"))
+    if evaluation.get("classes_averaged") is not None:
+        items.append(("classes averaged", evaluation["classes_averaged"]))
+    spurious = [classes[c] if isinstance(c, int) else c for c in evaluation.get("spurious_classes") or []]
+    if spurious:
+        items.append(("predicted, though no target has them", spurious))
+    items += [(name, f"{evaluation[name]:,}") for name in ("images", "pixels") if evaluation.get(name) is not None]
+    return _pairs(items) if items else ""
+
+
+def class_rows(evaluation, palette):
+    """The per-class table: colour, name, IoU, bar, and the share of the target pixels where it is known."""
+    shares = evaluation.get("pixel_share")
+    head = '<th class="n">pixel share</th>' if shares else ""
+    rows = []
+    for index, (name, value) in enumerate(evaluation.get("iou", {}).items()):
+        red, green, blue = (int(part) for part in palette[index])
+        bar = "" if value is None else f'<div style="width:{value:.2%}"></div>'
+        share = f'<td class="n">{show(shares.get(name))}</td>' if shares else ""
+        rows.append(
+            f'<tr><td><span class="chip" style="background:rgb({red},{green},{blue})"></span>{escape(name)}</td>'
+            f'<td class="n">{_score(value)}</td><td class="iou">{bar}</td>{share}</tr>'
+        )
+    if not rows:
+        return ""
+    absent = '<p class="note">– : neither in the targets nor predicted, so without an IoU.</p>'
+    table = (
+        f'<table class="classes"><tr><th>class</th><th class="n">IoU</th><th></th>{head}</tr>{"".join(rows)}</table>'
+    )
+    return table + (absent if None in evaluation["iou"].values() else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def _losses(train, validation):
+    """The loss curves: the total, its terms where there is more than one, and the validation loss."""
+    series = [("training", [(line["step"], line.get("loss")) for line in train])]
+    terms = list(dict.fromkeys(name for line in train for name in line.get("terms") or {}))
+    for name in terms if len(terms) > 1 else []:
+        series.append((f"term {name}", [(line["step"], (line.get("terms") or {}).get(name)) for line in train]))
+    return [*series, ("validation", [(line["step"], line.get("loss")) for line in validation])]
+
+
+def _rates(train):
+    """The learning-rate curves, one for each group of parameters whose rate differs from the others'."""
+    groups = max((len(line.get("lr") or []) for line in train), default=0)
+    curves = []
+    for group in range(groups):
+        points = [(line["step"], line["lr"][group]) for line in train if len(line.get("lr") or []) > group]
+        if points not in [known for _, known in curves]:
+            curves.append((f"group {group + 1}", points))
+    return curves if len(curves) > 1 else [("all parameters", points) for _, points in curves]
+
+
+def curves(log):
+    """Training curves: loss, validation mIoU against the layout floor, learning rate."""
+    train = [line for line in log if line.get("kind") == "train"]
+    validation = [line for line in log if line.get("kind") == "validation"]
+    scores = [(line["step"], line.get("miou")) for line in validation]
+    floors = finite([(line["step"], line.get("layout_floor")) for line in validation])
+    note = ""
+    if finite(scores):
+        step, best = max(finite(scores), key=lambda point: point[1])
+        note = f"best {best:.3f} at step {step}" + (f"; floor {floors[-1][1]:.3f}" if floors else "")
+    floor = [("layout floor", [(0, floors[-1][1]), floors[-1]])] if floors else []
+    charts = (
+        line_chart("Validation mIoU", [("mIoU", scores), *floor] if finite(scores) else [], "step", note)
+        + line_chart("Loss", _losses(train, validation), "step")
+        + line_chart("Learning rate", _rates(train), "step")
+    )
+    return f'<div class="charts">{charts}</div>' if charts else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Anomaly scores, pictures, findings
+
+
+def _certified(scores, name):
+    """A figure with the bound of its error, rounded up: 0.31236 ± 0.00004."""
+    value, error = scores.get(name), scores.get(f"{name}_error")
+    if value is None or error is None:
+        return _score(value)
+    digits = min(8, max(4, -math.floor(math.log10(error)))) if error else 4
+    return f"{value:.{digits}f} ±\u00a0{math.ceil(error * 10**digits) / 10**digits:.{digits}f}"
+
+
+def anomaly_table(anomaly):
+    """Each anomaly score pooled over all pixels with its certified error, and averaged over images."""
+    rows, parts = "", []
+    for name, scores in (anomaly or {}).items():
+        lines = [
+            (
+                "all pixels pooled",
+                [_certified(scores, "aupr"), _certified(scores, "auroc"), _score(scores.get("fpr95"))],
+            )
+        ]
+        if single := scores.get("per_image"):
+            cells = [_score(single.get(key)) for key in ("aupr", "auroc", "fpr95")]
+            lines.append((f"mean over {single.get('images', '?')} images", cells))
+        for how, cells in lines:
+            numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+            rows += f"<tr><td>{escape(name)}, {escape(how)}</td>{numbers}</tr>"
+        parts += [(f"{name}: {key}", value) for key, value in (scores.get("components") or {}).items()]
+    if not rows:
+        return ""
+    heads = '<th>score</th><th class="n">AUPR</th><th class="n">AUROC</th><th class="n">FPR95</th>'
+    note = '<p class="note">± is a certified bound on the difference from the exact value over all pixels.</p>'
+    return f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>{note}' + (_pairs(parts) if parts else "")
+
+
+def embed(path):
+    """A picture file as a data address: (address, width); a big one smaller and as JPEG."""
+    data, kind = Path(path).read_bytes(), "png"
+    image = Image.open(io.BytesIO(data))
+    if max(image.size) > PICTURE_SIDE or len(data) > PICTURE_BYTES:
+        image = image.convert("RGB")
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85, optimize=True)
+        data, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", image.width
+
+
+def gallery(pictures):
+    """The pictures under their captions; one that cannot be read is named instead of stopping the report."""
+    parts = []
+    for caption, path in pictures:
+        try:
+            address, width = embed(path)
+            wide = ' class="wide"' if width > 900 else ""
+            shown = f'<div class="scroll"><img{wide} src="{address}" alt="{escape(caption)}"></div>'
+        except OSError:
+            shown = f'<p class="note">{escape(Path(path).name)} cannot be read</p>'
+        parts.append(f"<figure><figcaption>{escape(caption)}</figcaption>{shown}</figure>")
+    return "".join(parts)
+
+
+VERDICTS = {"pass": "✓ pass", "warn": "! warn", "fail": "✕ fail", "skip": "· skip"}
+
+
+def _verdict(verdict):
+    kind = verdict if verdict in VERDICTS else "skip"
+    return f'<span class="verdict {kind}">{VERDICTS.get(verdict, escape(str(verdict)))}</span>'
+
+
+def finding(one):
+    """One finding of the diagnosis: verdict, what was measured, why, what to do."""
+    cause = f" · {_words(one['cause'])}" if one.get("cause") else ""
+    lines = [f"<p><b>{_words(one['probe'])}{cause}</b></p>"]
+    if one.get("value") is not None:
+        against = f" (reference {escape(show(one['reference']))})" if one.get("reference") is not None else ""
+        lines.append(f"<p>measured {escape(show(one['value']))}{against}</p>")
+    for name in ("why", "remedy"):
+        if one.get(name):
+            lines.append(f'<p><span class="muted">{name}:</span> {escape(show(one[name]))}</p>')
+    if one.get("consequences"):
+        explains = ", ".join(_words(cause) for cause in one["consequences"])
+        lines.append(f'<p><span class="muted">also explains:</span> {explains}</p>')
+    if one.get("evidence"):
+        text = escape(json.dumps(one["evidence"], indent=1, ensure_ascii=False, default=str))
+        lines.append(f"<details><summary>evidence</summary><pre>{text}</pre></details>")
+    return f'<div class="finding"><div>{_verdict(one.get("verdict"))}</div><div>{"".join(lines)}</div></div>'
+
+
+def banner(diagnosis):
+    """The diagnosis in one line, under the score."""
+    if not diagnosis:
+        return '<p class="note">Not diagnosed: python diagnose.py --ckpt best.pth names what is wrong, if anything.</p>'
+    cause, verdict = diagnosis.get("root_cause"), diagnosis.get("verdict")
+    root = next((one for one in diagnosis.get("findings", []) if cause and one.get("cause") == cause), None)
+    text = f"most likely cause: <b>{_words(cause)}</b>." if cause else "no fault found."
+    if root:
+        text += "".join(f" {escape(show(root[name]))}" for name in ("why", "remedy") if root.get(name))
+    kind = verdict if verdict in VERDICTS else "skip"
+    text = f'<span class="text">Diagnosis: {text} <a href="#findings">all probes</a></span>'
+    return f'<div class="banner {kind}">{_verdict(verdict)} {text}</div>'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def page(title, config, evaluation, log, pictures, diagnosis, palette):
+    """The whole page as text; see `report.write_report` for the arguments."""
+    scores = evaluation or {}
+    about = " · ".join(show(part) for part in (config.get("dataset"), scores.get("split"), config.get("model")) if part)
+    top = headline(scores) if evaluation else "<p>Not evaluated yet: python evaluate.py --ckpt best.pth</p>"
+    flags = f"<details><summary>flags ({len(config)})</summary>{_pairs(sorted(config.items()))}</details>"
+    sections = [
+        _section("Classes", class_rows(scores, palette)),
+        _section("Other figures", figures(scores, list(scores.get("iou", {}))) if evaluation else ""),
+        _section("Training", curves(log)),
+        _section("Anomaly scores", anomaly_table(scores.get("anomaly"))),
+        _section("Pictures", gallery(pictures)),
+        _section("Diagnosis", "".join(finding(one) for one in (diagnosis or {}).get("findings", [])), "findings"),
+        _section("Protocol", _pairs((scores.get("protocol") or {}).items()) if scores.get("protocol") else ""),
+        _section("Configuration", flags if config else ""),
+    ]
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load nothing, whatever it holds
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f'<header><h1>{escape(title)}</h1><p class="muted">{escape(about)}</p></header>'
+        f"{top}{banner(diagnosis)}{''.join(sections)}</body></html>\n"
+    )

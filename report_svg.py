@@ -1,0 +1,148 @@
+"""Drawings of the report page as inline SVG: line charts with round ticks, and the bar of a score against its floor.
+
+A chart is drawn 380 units wide with 12-unit text, and the page shows it about 340 to 520 pixels wide: legible on a
+phone and on a desk. Colours come from the page's style sheet (classes s0 … s5), so they follow light and dark.
+"""
+
+import math
+from html import escape
+
+WIDTH, HEIGHT = 380, 230
+TOP, BOTTOM, RIGHT = 10, 40, 14
+STYLES = 6  # the style sheet has s0 … s5: colour and dash pattern of a curve
+POINTS = 240  # most points of one curve
+
+
+def round_ticks(low, high, count=5):
+    """Multiples of 1, 2 or 5 times a power of ten that cover low..high, about `count` of them."""
+    span = high - low or abs(high) or 1.0
+    rough = span / count
+    power = 10 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
+
+
+def tick_text(value):
+    """A tick's number, short: 0.6, 1500, 20k, 5e-5."""
+    if abs(value) >= 10000:
+        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else f"{value:.4g}"
+
+
+def finite(points):
+    """The points (x, y) whose y is a finite number."""
+    return [(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
+
+
+def thin(points):
+    """At most POINTS points, each the mean of as many neighbours as needed."""
+    many = math.ceil(len(points) / POINTS)
+    groups = [points[start : start + many] for start in range(0, len(points), max(many, 1))]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _axes(xs, ys, left, place, x_label):
+    """Grid lines, tick numbers and the name of the x axis."""
+    parts = []
+    for y in ys:
+        height = place(xs[0], y)[1]
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{height + 4:.1f}" text-anchor="end">{tick_text(y)}</text>')
+    for x in xs:
+        across = place(x, ys[0])[0]
+        bottom = HEIGHT - BOTTOM
+        parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text x="{across:.1f}" y="{bottom + 17}" text-anchor="middle">{tick_text(x)}</text>')
+    middle = (left + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="name" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    return parts
+
+
+def _curve(points, style, place):
+    """One curve; a single point is a dot."""
+    spots = [place(x, y) for x, y in points]
+    if len(spots) == 1:
+        return f'<circle class="dot s{style}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="3"/>'
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+    return f'<polyline class="curve s{style}" points="{path}"/>'
+
+
+def _key(name, style):
+    return (
+        f'<span class="key"><svg width="26" height="10" aria-hidden="true"><line class="curve s{style}" x1="1" x2="25" '
+        f'y1="5" y2="5"/></svg> {escape(name)}</span>'
+    )
+
+
+def line_chart(title, series, x_label, note=""):
+    """A chart as an HTML figure, or "" where there is nothing to draw.
+
+    series: [(name, [(x, y)])]; values that are None or not finite are left out. The y axis starts at 0, below it only
+    for negative values; beyond the sixth curve the styles repeat.
+    """
+    series = [(name, thin(finite(points))) for name, points in series]
+    series = [(name, points) for name, points in series if points]
+    if not series:
+        return ""
+    values = [y for _, points in series for _, y in points]
+    ys = round_ticks(min(0.0, *values), max(values) or 1.0)
+    last = max(x for _, points in series for x, _ in points)
+    xs = [tick for tick in round_ticks(0, last, 5) if tick <= last * 1.001]
+    left = 14 + 7 * max(len(tick_text(y)) for y in ys)
+    right_end = max(last, xs[-1]) or 1
+
+    def place(x, y):
+        across = left + x / right_end * (WIDTH - RIGHT - left)
+        return across, HEIGHT - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - BOTTOM - TOP)
+
+    body = _axes(xs, ys, left, place, x_label)
+    body += [_curve(points, index % STYLES, place) for index, (_, points) in enumerate(series)]
+    keys = "".join(_key(name, index % STYLES) for index, (name, _) in enumerate(series))
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><div class="keys">{keys}</div>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
+        + (f'<p class="note">{escape(note)}</p>' if note else "")
+        + "</figure>"
+    )
+
+
+def _mark(value, row, text):
+    """A name at a place of the bar, written to the side where there is room."""
+    end = value > 0.5
+    anchor, shift = ("end", -6) if end else ("start", 6)
+    return f'<text x="{value:.2%}" dx="{shift}" y="{row}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def floor_bar(miou, floor, interval=None):
+    """The score as a bar from 0 to 1, the part that the layout floor explains hatched; interval: [low, high] or None.
+
+    Places are shares of the width, so text keeps its size on every screen.
+    """
+    common = min(floor, miou) if floor is not None else 0
+    parts = [
+        '<rect class="track" x="0" y="26" width="100%" height="26"/>',
+        f'<rect class="gain" x="0" y="26" width="{miou:.2%}" height="26"/>',
+        f'<rect class="floor" x="0" y="26" width="{common:.2%}" height="26"/>',
+        f'<rect fill="url(#hatch)" x="0" y="26" width="{common:.2%}" height="26"/>',
+        f'<line class="mark" x1="{miou:.2%}" x2="{miou:.2%}" y1="6" y2="52"/>',
+        _mark(miou, 16, f"mIoU {miou:.3f}"),
+    ]
+    if floor is not None:
+        parts.append(f'<line class="mark" x1="{floor:.2%}" x2="{floor:.2%}" y1="26" y2="74"/>')
+        parts.append(_mark(floor, 72, f"layout floor {floor:.3f}"))
+    if interval:
+        low, high = interval
+        parts.append(f'<line class="whisker" x1="{low:.2%}" x2="{high:.2%}" y1="39" y2="39"/>')
+        parts += [f'<line class="whisker" x1="{x:.2%}" x2="{x:.2%}" y1="33" y2="45"/>' for x in (low, high)]
+    for tick in range(6):
+        parts.append(f'<line class="axis" x1="{tick * 20}%" x2="{tick * 20}%" y1="80" y2="85"/>')
+        parts.append(f'<text class="tick" x="{tick * 20}%" y="98" text-anchor="middle">{tick / 5:g}</text>')
+    hatch = (
+        '<defs><pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<line class="hatch" x1="0" x2="0" y1="0" y2="7"/></pattern></defs>'
+    )
+    label = f"mIoU {miou:.3f}" + ("" if floor is None else f", layout floor {floor:.3f}")
+    return f'<svg class="bar" width="100%" height="104" role="img" aria-label="{label}">{hatch}{"".join(parts)}</svg>'

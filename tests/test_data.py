@@ -1,0 +1,352 @@
+"""Reading, label spaces, geometry, tickets, augmentation and the audit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder_set
+from PIL import Image
+
+import data
+import data_audit
+import data_specs
+from flags import UserError
+
+GRID = (12, 16)
+
+
+def open_folder(root, split="train", limit=0):
+    return data.open_split(data_specs.build_spec("folder", root), root, split, limit)
+
+
+def rewrite(path, change):
+    Image.fromarray(change(np.array(Image.open(path)))).save(path)
+
+
+# ---- label spaces
+
+
+def test_folder_reads_index_and_colour_masks_alike(folder_set):
+    split = open_folder(folder_set)
+    image_path, mask_path = split.pairs[0]
+    indexed = data.read_target(mask_path, split.spec)
+    colours = np.array(split.spec.palette, np.uint8)[indexed]
+    Image.fromarray(colours).save(mask_path)
+    assert np.array_equal(data.read_target(mask_path, split.spec), indexed)
+    paletted = Image.fromarray(indexed).convert("P")
+    paletted.putpalette([i for colour in split.spec.palette for i in colour])
+    paletted.save(mask_path)
+    assert np.array_equal(data.read_target(mask_path, split.spec), indexed)
+    Image.fromarray(indexed.astype(np.uint16)).save(mask_path)  # 16 bits a pixel
+    assert np.array_equal(data.read_target(mask_path, split.spec), indexed)
+
+
+def test_streethazards_coding():
+    values = data_specs.STREETHAZARDS.value_table
+    assert values[0] == data.VOID
+    assert values[1:15].tolist() == list(range(14))
+    assert (values[15:] == data.UNKNOWN).all()
+    assert data_specs.STREETS.classes == data_specs.STREETHAZARDS.classes
+
+
+def test_label_map_overrides_values(folder_set):
+    path = folder_set / "classes.json"
+    content = json.loads(path.read_text()) | {"label_map": {"7": "blue", "9": None}}
+    path.write_text(json.dumps(content))
+    table = data_specs.build_spec("folder", folder_set).value_table
+    assert (table[7], table[9], table[2]) == (2, data.VOID, 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"classes": []}',
+        '{"classes": ["a", "a"]}',
+        '{"classes": [{"name": "a", "values": [1]}, {"name": "b", "values": [1]}]}',
+        '{"classes": [{"name": "a", "color": [1, 2, 3]}, {"name": "b", "color": [1, 2, 3]}]}',
+        '{"classes": ["a"], "label_map": {"3": "nobody"}}',
+        '{"classes": ["a"], "void": [70000]}',
+    ],
+)
+def test_a_wrong_classes_json_is_the_users_error(folder_set, content):
+    (folder_set / "classes.json").write_text(content)
+    with pytest.raises(UserError, match=r"classes\.json"):
+        data_specs.build_spec("folder", folder_set)
+
+
+def test_a_missing_split_is_cut_from_train_by_name_alone(tmp_path):
+    root = write_folder_set(tmp_path / "s", counts=(("train", 60),))
+    spec = data_specs.build_spec("folder", root)
+    names = {s: {p.stem for p, _ in data_specs.find_pairs(spec, root, s)} for s in ("train", "val", "test")}
+    assert names["train"] | names["val"] | names["test"] == {f"{i:03}" for i in range(60)}
+    assert sum(map(len, names.values())) == 60
+    assert all(names.values())
+    (root / "images" / "train" / "000.png").unlink()  # another image's presence does not move the rest
+    (root / "masks" / "train" / "000.png").unlink()
+    again = {p.stem for p, _ in data_specs.find_pairs(spec, root, "val")}
+    assert again == names["val"] - {"000"}
+
+
+def test_camvid_counts_equal_an_independent_count(real_data):
+    spec = data_specs.CAMVID
+    split = data.open_split(spec, real_data / "camvid", "val")
+    audit = data_audit.audit(split, GRID)
+    expected = np.zeros(256, np.int64)
+    for path in sorted((real_data / "camvid" / "valannot").glob("*.png")):
+        expected += np.bincount(np.array(Image.open(path)).ravel(), minlength=256)
+    assert audit.counts.tolist() == expected[:11].tolist()
+    assert audit.void == expected[11]
+    assert audit.error() is None
+
+
+# ---- geometry
+
+
+def test_stretching_keeps_image_and_target_in_place(folder_set):
+    image, target = open_folder(folder_set).read(0)
+    small, labels = data.Geometry([20, 28]).cut(image, target, data.Ticket(0, 0.0, 0.0))
+    assert small.shape == (20, 28, 3)
+    nearest = target[(2 * np.arange(20) + 1)[:, None], 2 * np.arange(28) + 1]  # pixel centres
+    assert np.array_equal(labels.numpy(), nearest)
+
+
+def test_crop_cuts_the_same_box_and_pads_with_void(folder_set):
+    image, target = open_folder(folder_set).read(0)  # 40 x 56
+    geometry = data.Geometry([1, 1], crop=[16, 24])
+    crop, labels = geometry.cut(image, target, data.Ticket(0, 0.5, 0.25))
+    top, left = int(0.5 * 25), int(0.25 * 33)
+    assert np.array_equal(crop.numpy(), np.array(image)[top : top + 16, left : left + 24])
+    assert np.array_equal(labels.numpy(), target[top : top + 16, left : left + 24])
+    crop, labels = data.Geometry([1, 1], crop=[48, 64]).cut(image, target, data.Ticket(0, 0.9, 0.9))
+    assert np.array_equal(labels.numpy()[:40, :56], target)
+    assert (labels[40:] == data.VOID).all()
+    assert (labels[:, 56:] == data.VOID).all()
+
+
+def test_a_large_photo_enters_the_network_reduced():
+    geometry = data.Geometry([1, 1], crop=[64, 64])
+    height, width = geometry.network_size(3000, 4000)
+    assert height * width <= data.NETWORK_PIXELS * 1.01
+    assert abs(width / height - 4 / 3) < 0.01
+    assert geometry.network_size(300, 400) == (300, 400)
+    assert data.Geometry([1, 1], crop=[64, 64], short_side=150).network_size(300, 400) == (150, 200)
+
+
+def test_exif_orientation_is_honoured_only_when_the_mask_says_so(tmp_path):
+    stored = Image.fromarray(np.arange(40 * 56 * 3, dtype=np.uint32).reshape(40, 56, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[data_audit.ORIENTATION] = 6  # a person sees it turned by 90 degrees: 56 x 40
+    stored.save(tmp_path / "a.jpg", exif=exif)
+    image = data.read_image(tmp_path / "a.jpg")
+    assert data.match_size(image, (40, 56), "a.jpg").size == (56, 40)
+    assert data.match_size(image, (56, 40), "a.jpg").size == (40, 56)
+    with pytest.raises(UserError, match="differ in size"):
+        data.match_size(image, (50, 56), "a.jpg")
+
+
+# ---- tickets and batches
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
+def test_every_image_once_and_no_last_batch_of_one(images, sizes):
+    batches = data.draw_tickets(images, 4, torch.Generator().manual_seed(1))
+    assert [len(b) for b in batches] == sizes
+    assert sorted(t.index for b in batches for t in b) == list(range(images))
+
+
+def test_batches_do_not_depend_on_workers(folder_set):
+    split, geometry = open_folder(folder_set), data.Geometry([1, 1], crop=[16, 16])
+    batches = data.draw_tickets(len(split), 4, torch.Generator().manual_seed(1))
+    state = torch.get_rng_state()
+    alone = list(data.training_batches(split, geometry, batches, 0))
+    shared = list(data.training_batches(split, geometry, batches, 2))
+    assert torch.equal(state, torch.get_rng_state())  # reading draws from nobody's generator
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_shares_of_several_processes_make_the_whole():
+    batches = data.draw_tickets(10, 4, torch.Generator().manual_seed(1))
+    shares = [data.share_batches(batches, rank, 2) for rank in (0, 1)]
+    assert [len(s) for s in shares[0]] == [2, 2]  # the last batch of 2 would leave each process one image
+    for step, (a, b) in enumerate(zip(*shares, strict=True)):
+        assert sorted(a + b) == sorted(batches[step])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_workers_error_stays_one_line(folder_set, workers):
+    split = open_folder(folder_set)
+    rewrite(split.pairs[2][1], lambda mask: mask + 50)
+    with pytest.raises(UserError) as caught:
+        list(data.evaluation_batches(split, data.Geometry([16, 16]), 2, workers))
+    assert str(caught.value).startswith("label 50")
+    assert "\n" not in str(caught.value)
+
+
+# ---- augmentation
+
+
+def scene(n=4, height=24, width=36):
+    """Images whose red channel is the target: whatever moves one must move the other."""
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.randint(0, 5, (n, height // 6, width // 6), generator=generator, dtype=torch.uint8)
+    targets = targets.repeat_interleave(6, 1).repeat_interleave(6, 2)
+    images = torch.stack([targets * 50, targets, targets], -1)
+    return images, targets
+
+
+@pytest.mark.parametrize("text", ["flip=1", "scale=0.5:2", "translate=0.3", "rotate=30", "flip,scale,translate,rotate"])
+def test_image_and_target_move_together(text):
+    images, targets = scene(16)
+    moved, labels = data.Augment(data.parse_augment(text))(images, targets, torch.Generator().manual_seed(0))
+    known = labels != data.VOID
+    seen = moved[:, 0] * 255 / 50
+    flat = (seen - seen.round()).abs() < 1e-3  # away from borders, where bilinear sampling mixes two labels
+    clear = known & flat
+    assert clear.float().mean() > 0.3
+    wrong = seen.round()[clear] != labels[clear]
+    assert wrong.float().mean() < 0.02  # a mixture can fall on another label's number
+    assert not torch.equal(labels, targets)
+
+
+def test_flip_twice_is_nothing_and_flip_is_a_mirror():
+    images, targets = scene()
+    always = data.Augment({"flip": 1.0})
+    moved, labels = always(images, targets, torch.Generator())
+    assert torch.equal(labels, targets.flip(2))
+    assert torch.allclose(moved, data.to_float(images).flip(3), atol=1e-5)
+    back, again = always((moved.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), labels, torch.Generator())
+    assert torch.equal(again, targets)
+    assert torch.allclose(back, data.to_float(images), atol=1e-5)
+
+
+def test_outside_is_void_never_class_0():
+    images, targets = scene()
+    _, labels = data.Augment({"scale": [0.5]})(images, targets + 1, torch.Generator().manual_seed(0))
+    assert (labels == data.VOID).float().mean() == pytest.approx(0.75, abs=0.02)
+    assert (labels != 0).all()
+
+
+def test_rotation_is_rigid_in_pixels():
+    """A quarter turn of a square part moves it exactly: torch.rot90 as reference, on a canvas that is not square."""
+    image = torch.zeros(1, 1, 24, 36)
+    image[0, 0, 4:20, 10:26] = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+    augment = data.Augment({"rotate": 90.0})
+    real = torch.rand
+    try:
+        torch.rand = lambda *size, **_: torch.ones(*size)  # every draw at its upper end: 90 degrees
+        affine = augment.draw_affine(image, None)
+    finally:
+        torch.rand = real
+    grid = torch.nn.functional.affine_grid(affine, image.shape, align_corners=False)
+    turned = torch.nn.functional.grid_sample(image, grid, align_corners=False)
+    assert torch.allclose(turned[0, 0, 4:20, 10:26], torch.rot90(image[0, 0, 4:20, 10:26], 1), atol=1e-4)
+
+
+def test_augmentation_draws_from_its_generator_alone():
+    images, targets = scene()
+    augment = data.Augment(data.parse_augment("flip,scale,rotate,colour,noise"))
+    state = torch.get_rng_state()
+    first = augment(images, targets, torch.Generator().manual_seed(5))
+    second = augment(images, targets, torch.Generator().manual_seed(5))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first[0], second[0])
+    assert first[0].min() >= 0
+    assert first[0].max() <= 1
+
+
+def test_colour_jitter_leaves_the_target_alone_and_none_changes_nothing():
+    images, targets = scene()
+    moved, labels = data.Augment({"colour": 0.3})(images, targets, torch.Generator().manual_seed(0))
+    assert torch.equal(labels, targets)
+    assert not torch.allclose(moved, data.to_float(images))
+    same, labels = data.Augment(data.parse_augment("none"))(images, targets, torch.Generator())
+    assert torch.equal(same, data.to_float(images))
+
+
+@pytest.mark.parametrize("text", ["flip=2", "scale=0.1:2", "scale=2:0.5", "scale=0.5:1:2", "rotate=-3", "blur=1"])
+def test_wrong_augmentations_are_refused(text):
+    with pytest.raises(UserError):
+        data.parse_augment(text)
+
+
+def test_normalise_undoes_itself_with_imagenets_numbers():
+    images = torch.rand(2, 3, 4, 4)
+    normal = data.Normalise()(images)
+    assert torch.allclose(normal[:, 1] * 0.224 + 0.456, images[:, 1], atol=1e-6)
+
+
+# ---- the audit
+
+
+def test_audit_counts_and_finds_every_fault(folder_set):
+    split = open_folder(folder_set)
+    clean = data_audit.audit(split, GRID)
+    assert clean.error() is None
+    assert clean.counts.sum() + clean.void == clean.pixels == 8 * 40 * 56
+    assert clean.grids.shape == (8, *GRID)
+    rewrite(split.pairs[1][1], lambda mask: mask[:30])
+    assert "differ in size" in str(data_audit.audit(split, GRID).error())
+    path = split.pairs[3][0]
+    path.write_bytes(path.read_bytes()[:-40])
+    broken = data_audit.audit(split, GRID)
+    assert len(broken.broken) == 2
+    assert "1 more" in str(broken.error())
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda m: m + 1, "labels that start at 1"),
+        (lambda m: np.where(m == 2, 255, m).astype(np.uint8), None),
+        (lambda m: np.where(m == 2, 77, m).astype(np.uint8), "another set's coding"),
+        (lambda m: np.add.outer(np.arange(m.shape[0]) * 4, np.arange(m.shape[1])).astype(np.uint8), "grey-scale"),
+    ],
+)
+def test_unknown_labels_name_value_count_file_and_likely_cause(folder_set, change, cause):
+    split = open_folder(folder_set)
+    for _, mask in split.pairs:
+        rewrite(mask, change)
+    error = data_audit.audit(split, GRID).error()
+    if cause is None:
+        assert error is None
+        return
+    assert cause in str(error)
+    assert str(split.pairs[0][1]) in str(error)
+    assert "in 8 files" in str(error)
+
+
+def test_jpeg_masks_are_named_as_such(folder_set):
+    split = open_folder(folder_set)
+    for _, mask in split.pairs:
+        Image.open(mask).point(lambda v: v * 40).save(mask.with_suffix(".jpg"), quality=60)
+        mask.unlink()
+    error = data_audit.audit(open_folder(folder_set), GRID).error()
+    assert "JPEG" in str(error)
+
+
+def test_anomaly_pixels_in_training_are_an_error(tmp_path):
+    spec = data_specs.STREETS
+    for part in spec.splits["train"]:
+        (tmp_path / part).mkdir(parents=True)
+    for i in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / spec.splits["train"][0] / f"{i}.png")
+        Image.new("L", (8, 8), 3 if i else 14).save(tmp_path / spec.splits["train"][1] / f"{i}.png")
+    audit = data_audit.audit(data.open_split(spec, tmp_path, "train"), GRID)
+    assert audit.anomaly == 64
+    assert "64 anomaly pixels" in str(audit.error())
+
+
+def test_pairing_faults(folder_set, capsys):
+    (folder_set / "masks" / "train" / "000.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 8 images have no mask, the first 000\.png"):
+        open_folder(folder_set)
+    (folder_set / "images" / "train" / "000.png").unlink()
+    (folder_set / "images" / "train" / "001.png").unlink()
+    assert len(open_folder(folder_set)) == 6
+    assert "1 masks" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no folder"):
+        data.open_split(data_specs.CAMVID, folder_set, "train")

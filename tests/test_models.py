@@ -1,0 +1,438 @@
+"""The models: sizes, gradients, parameter counts; weights of every kind, loaded strictly or refused; freezing."""
+
+import copy
+import functools
+import io
+import os
+import random
+from http.client import IncompleteRead
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import flags
+import models
+from flags import UserError
+
+LIGHT = ["fpn_mobilenet_v2", "mobilenetv2"]
+
+
+@functools.cache
+def built(name, num_classes, options):
+    torch.manual_seed(0)
+    return models.build_model(name, num_classes, dict(options))
+
+
+def build(name, num_classes=5, **options):
+    """A fresh copy of the net that seed 0 makes."""
+    return copy.deepcopy(built(name, num_classes, tuple(options.items())))
+
+
+def save(content, folder, name="weights.pth"):
+    torch.save(content, folder / name)
+    return str(folder / name)
+
+
+def same(left, right, prefix=""):
+    """Every tensor of `left` equals that of `right` under prefix + key."""
+    return all(torch.equal(value, right[prefix + key]) for key, value in left.items())
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    torch.manual_seed(1)
+    return torchvision.models.mobilenet_v2(weights=None).state_dict()
+
+
+# --- shapes, gradients, counts
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_one_step_at_an_odd_size_reaches_every_parameter(name):
+    size = (65, 81) if name == "deeplabv3_resnet50" else (181, 243)
+    model = build(name)
+    models.train_mode(model)
+    images = torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
+    outputs = model.to(memory_format=torch.channels_last)(images)
+    assert outputs.keys() == {"out", *model.aux_weights}
+    assert all(logits.shape == (2, 5, *size) and logits.dtype == torch.float32 for logits in outputs.values())
+    sum(logits.square().mean() for logits in outputs.values()).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 63), (100, 31)])
+def test_output_has_the_input_size_whatever_it_is(name, size):
+    with torch.no_grad():
+        assert build(name).eval()(torch.randn(1, 3, *size))["out"].shape == (1, 5, *size)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_bfloat16_autocast_gives_finite_float32_near_the_exact_logits(name):
+    model = build(name).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 65, 81).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model(images)  # batch norm statistics that fit, so that the signal survives all layers
+        model.eval()
+        exact = model(images)["out"]
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(images)["out"]
+        with torch.autocast("cpu", torch.bfloat16):
+            trained = model.train()(images)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).square().mean() < 0.05 * exact.var()
+    assert all(logits.isfinite().all() for logits in trained.values())
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_in_evaluation_an_image_does_not_depend_on_its_batch(name):
+    model = build(name).eval()
+    images = torch.randn(2, 3, 65, 81)
+    with torch.no_grad():
+        outputs = model(images)
+        assert outputs.keys() == {"out"}
+        torch.testing.assert_close(model(images[1:])["out"], outputs["out"][1:], rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_maps_are_the_last_of_each_size():
+    encoder = build("mobilenetv2").backbone.eval()
+    last = {}
+    with torch.no_grad():
+        features = torch.randn(1, 3, 61, 83)
+        maps = encoder(features)
+        for block in encoder.features:
+            features = block(features)
+            last[features.shape[-2:]] = features
+    assert all(torch.equal(own, reference) for own, reference in zip(maps, last.values(), strict=True))
+
+
+def parameters_of(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_backbones_have_the_published_parameter_counts():
+    published = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.meta["num_params"]
+    assert parameters_of(build("mobilenetv2").backbone) == published - 1281000  # the classifier's: 1280 · 1000 + 1000
+    published = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"]
+    assert parameters_of(build("deeplabv3_resnet50").backbone) == published - 2049000  # 2048 · 1000 + 1000
+    published = torchvision.models.segmentation.DeepLabV3_ResNet50_Weights.DEFAULT.meta["num_params"]
+    assert parameters_of(build("deeplabv3_resnet50", 21)) == published
+
+
+def test_mobilenetv2_keeps_its_budget():
+    model = build("mobilenetv2", 34)
+    assert parameters_of(model) < 5e6
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    assert file.tell() < 50e6
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fpn_mobilenet_v2", {"channels": 24}), ("deeplabv3_resnet50", {"aux": 0}), ("mobilenetv2", {})],
+)
+def test_name_and_options_rebuild_the_net(name, options):
+    model = models.build_model(name, 5, options)
+    again = models.build_model(model.name, 5, model.options)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in again.state_dict().items()} == shapes
+    assert model.options == {**models.MODELS[name], **options}
+
+
+def test_the_seed_fixes_the_start():
+    torch.manual_seed(0)
+    assert same(models.build_model("mobilenetv2", 5).state_dict(), build("mobilenetv2").state_dict())
+
+
+def test_auxiliary_head_only_where_it_has_a_weight():
+    assert build("deeplabv3_resnet50").aux_weights == {"aux": 0.4}
+    without = build("deeplabv3_resnet50", aux=0.0)
+    assert without.aux_weights == {}
+    assert set(without.train()(torch.randn(2, 3, 33, 33))) == {"out"}
+
+
+def test_layers_that_depend_on_the_classes_are_named():
+    for name in models.MODELS:
+        few, many = (build(name, count).state_dict() for count in (5, 9))
+        differ = {key for key in few if few[key].shape != many[key].shape}
+        assert differ == {f"{layer}.{part}" for layer in build(name).class_layers for part in ("weight", "bias")}
+
+
+def test_flags_and_choices():
+    parser = flags.Parser("test")
+    models.add_model_flags(parser)
+    args = parser.parse_args(["--model", "fpn_mobilenet_v2:channels=64"])
+    assert models.parse_model(args.model) == ("fpn_mobilenet_v2", {"channels": 64, "dropout": 0.1})
+    assert (args.weights, args.freeze) == ("none", "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mobilenet_v2", {}, "did you mean 'mobilenetv2'"),
+        ("fpn_mobilenet_v2", {"chanels": 8}, "did you mean 'channels'"),
+        ("fpn_mobilenet_v2", {"channels": 0}, "channels=0"),
+        ("fpn_mobilenet_v2", {"dropout": 1.0}, "dropout=1.0"),
+        ("deeplabv3_resnet50", {"aux": -0.4}, "aux=-0.4"),
+    ],
+)
+def test_wrong_name_or_option_is_refused(name, options, words):
+    with pytest.raises(UserError, match=words):
+        models.build_model(name, 5, options)
+
+
+# --- weights
+
+
+@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("kind", ["full", "features only", "module.", "state_dict", "model", "without counters"])
+def test_imagenet_mobilenet_files_load_into_the_backbone(name, kind, mobilenet, tmp_path):
+    features = {key: value for key, value in mobilenet.items() if key.startswith("features.")}
+    content = {
+        "full": mobilenet,
+        "features only": features,
+        "module.": {f"module.{key}": value for key, value in mobilenet.items()},
+        "state_dict": {"epoch": 3, "state_dict": mobilenet},
+        "model": {"model": {f"module.{key}": value for key, value in mobilenet.items()}, "epoch": 3},
+        "without counters": {key: value for key, value in mobilenet.items() if "num_batches" not in key},
+    }[kind]
+    path = save(content, tmp_path)
+    model = build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = models.load_weights(model, path)
+    after = model.state_dict()
+    parts = [key for key in model.backbone.state_dict() if kind != "without counters" or "num_batches" not in key]
+    assert all(torch.equal(after[f"backbone.{key}"], mobilenet[key]) for key in parts)
+    assert all(torch.equal(after[key], before[key]) for key in after if not key.startswith("backbone."))
+    assert report[0] == f"backbone: {len(parts)} tensors from {path}"
+    assert report[-1] == f"new, random: head ({len(after) - len(model.backbone.state_dict())} tensors)"
+    left = [line for line in report if line.startswith("left in file")]
+    assert ("classifier.1.weight" in "".join(left)) == (kind != "features only")
+    assert ("features.18.0.weight" in "".join(left)) == (name == "fpn_mobilenet_v2")
+
+
+def test_imagenet_resnet_file_loads_and_its_classifier_is_named(tmp_path):
+    torch.manual_seed(1)
+    resnet = torchvision.models.resnet50(weights=None).state_dict()
+    model = build("deeplabv3_resnet50")
+    path = save(resnet, tmp_path)
+    report = models.load_weights(model, path)
+    assert same(model.backbone.state_dict(), resnet)
+    assert report[:2] == [f"backbone: {len(resnet) - 2} tensors from {path}", "left in file: fc.bias, fc.weight"]
+
+
+@pytest.mark.parametrize("classes_in_file", [5, 21])
+def test_torchvision_segmentation_checkpoint(classes_in_file, tmp_path):
+    torch.manual_seed(1)
+    coco = torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=classes_in_file, aux_loss=True
+    ).state_dict()
+    model = build("deeplabv3_resnet50")
+    report = models.load_weights(model, save(coco, tmp_path))
+    layers = {f"{head}.4.{part}" for head in ("classifier", "aux_classifier") for part in ("weight", "bias")}
+    expected = coco if classes_in_file == 5 else {key: value for key, value in coco.items() if key not in layers}
+    assert same(expected, model.state_dict())
+    named = ", ".join(sorted(layers))
+    assert report[1:] == ([] if classes_in_file == 5 else [f"left in file: {named}", f"new, random: {named}"])
+
+
+def test_an_auxiliary_head_may_be_on_one_side_only(tmp_path):
+    with_head, without = build("deeplabv3_resnet50"), build("deeplabv3_resnet50", aux=0.0)
+    report = models.load_weights(without, save(with_head.state_dict(), tmp_path))
+    assert same(without.state_dict(), with_head.state_dict())
+    assert report[1].startswith("left in file: aux_classifier.0.weight, ")
+    report = models.load_weights(with_head, save(without.state_dict(), tmp_path))
+    assert report[1].startswith("new, random: aux_classifier.0.weight, ")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_own_checkpoints(name, tmp_path):
+    trained = build(name)
+    nn.init.normal_(trained.classifier.weight)
+    path = save({"format": "any", "model": {"name": name, "options": {}}, "state": trained.state_dict()}, tmp_path)
+    model = models.build_model(name, 5)
+    report = models.load_weights(model, path)
+    assert same(trained.state_dict(), model.state_dict())
+    assert report == [f"model: {len(trained.state_dict())} tensors from {path}"]
+    other = models.build_model(name, 6)
+    report = models.load_weights(other, path)
+    assert same({k: v for k, v in trained.state_dict().items() if not k.startswith("classifier")}, other.state_dict())
+    assert report[1:] == [f"{what}: classifier.bias, classifier.weight" for what in ("left in file", "new, random")]
+
+
+def test_none_loads_nothing():
+    model = build("mobilenetv2")
+    assert models.load_weights(model, "none") == ["new, random: the whole model (350 tensors)"]
+    assert same(build("mobilenetv2").state_dict(), model.state_dict())
+
+
+def refusal(model, path):
+    """The error line; the model must be as it was."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        models.load_weights(model, path)
+    assert same(before, model.state_dict())
+    assert "\n" not in str(caught.value)
+    assert path in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_network_is_refused_with_its_keys(tmp_path):
+    path = save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path)
+    line = refusal(build("fpn_mobilenet_v2"), path)
+    assert "do not fit fpn_mobilenet_v2: 255 missing (features.0.0.weight, " in line
+    assert "50 unexpected (" in line
+
+
+def test_one_key_too_few_or_too_many_or_of_another_shape_is_refused(mobilenet, tmp_path):
+    model = build("mobilenetv2")
+    key = "features.3.conv.0.0.weight"
+    fewer = {name: value for name, value in mobilenet.items() if name != key}
+    assert f"1 missing ({key})" in refusal(model, save(fewer, tmp_path))
+    assert "1 unexpected (extra)" in refusal(model, save({**mobilenet, "extra": torch.ones(1)}, tmp_path))
+    other = {**mobilenet, key: torch.ones(2, 3, 1, 1)}
+    assert f"1 of another shape ({key})" in refusal(model, save(other, tmp_path))
+    hidden = {**mobilenet, "classifier.2.weight": torch.ones(1)}  # not the ImageNet classifier's
+    assert "1 unexpected (classifier.2.weight)" in refusal(model, save(hidden, tmp_path))
+
+
+def test_own_checkpoint_of_another_net_is_refused(tmp_path):
+    path = save({"format": "any", "state": build("mobilenetv2").state_dict()}, tmp_path)
+    line = refusal(build("fpn_mobilenet_v2"), path)
+    assert "missing (classifier" not in line
+    assert "missing (pyramid." in line
+    narrow = save({"format": "any", "state": build("fpn_mobilenet_v2", channels=24).state_dict()}, tmp_path)
+    assert "of another shape (classifier.weight, " in refusal(build("fpn_mobilenet_v2"), narrow)
+    headless = build("mobilenetv2").state_dict()
+    del headless["classifier.bias"]
+    assert "1 missing (classifier.bias)" in refusal(build("mobilenetv2"), save(headless, tmp_path))
+
+
+@pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"epoch": 3}, {"state_dict": {}}, {0: torch.ones(1)}, 7])
+def test_a_file_without_named_tensors_is_refused(content, tmp_path):
+    assert "no weights in this file" in refusal(build("mobilenetv2"), save(content, tmp_path))
+
+
+def test_files_that_are_no_weights_or_damaged_are_refused(mobilenet, tmp_path):
+    model = build("mobilenetv2")
+    whole = Path(save(mobilenet, tmp_path)).read_bytes()
+    path = tmp_path / "bad.pth"
+    for content in (b"", b"<html>not found</html>", whole[:1000], whole[: len(whole) // 2], whole[:-10]):
+        path.write_bytes(content)
+        assert "cannot be read as weights" in refusal(model, str(path))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4  # a single bit inside a tensor
+    path.write_bytes(flipped)
+    assert "damaged weights file" in refusal(model, str(path))
+    assert "no such weights file" in refusal(model, str(tmp_path / "absent.pth"))
+    assert "no such weights file" in refusal(model, str(tmp_path))
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    path = save({"state_dict": build("mobilenetv2").state_dict(), "arguments": random.Random(0)}, tmp_path)
+    assert "cannot be read as weights" in refusal(build("mobilenetv2"), path)
+
+
+@pytest.mark.parametrize("error", [URLError("Name or service not known"), IncompleteRead(b"")])
+def test_imagenet_without_a_network_names_the_remedy(error, monkeypatch, tmp_path):
+    def unreachable(request):
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    for name in models.MODELS:
+        model = build(name)
+        with pytest.raises(UserError, match="download https://.*--weights FILE") as caught:
+            models.load_weights(model, "imagenet")
+        assert str(error) in str(caught.value)
+        assert model.imagenet.url in str(caught.value)
+
+
+def test_a_bad_file_in_the_download_cache_is_refused(monkeypatch, tmp_path):
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    model = build("mobilenetv2")
+    (folder / model.imagenet.url.rpartition("/")[2]).write_bytes(b"<html>not found</html>")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="cannot get the ImageNet weights"):
+        models.load_weights(model, "imagenet")
+
+
+def test_imagenet_from_the_download_cache(monkeypatch, mobilenet, tmp_path):
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    model = build("mobilenetv2")
+    save(mobilenet, folder, model.imagenet.url.rpartition("/")[2])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    report = models.load_weights(model, "imagenet")
+    assert report[0] == "backbone: 312 tensors from MobileNet_V2_Weights.IMAGENET1K_V1"
+    assert same(model.backbone.state_dict(), mobilenet)
+
+
+@pytest.mark.real_data
+def test_supplied_mobilenet_weights_load_and_others_do_not():
+    folder = Path(os.environ.get("HONESTSEG_DATA", "absent")).parent / "weights"
+    path = folder / "mobilenet_v2_imagenet_features.pth"
+    if "HONESTSEG_DATA" not in os.environ or not path.is_file():
+        pytest.skip("no weights folder beside HONESTSEG_DATA")
+    assert models.load_weights(build("mobilenetv2"), str(path))[0].startswith("backbone: 312 tensors")
+    assert models.load_weights(build("fpn_mobilenet_v2"), str(path))[0].startswith("backbone: 306 tensors")
+    assert "do not fit" in refusal(build("mobilenetv2"), str(folder / "squeezenet1_1_imagenet.pth"))
+
+
+# --- freezing
+
+
+def statistics(module):
+    return {key: value.clone() for key, value in module.state_dict().items() if "running" in key or "batches" in key}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_frozen_backbone_keeps_parameters_and_statistics(name):
+    model = build(name).eval()
+    models.freeze(model, "backbone")
+    models.train_mode(model)
+    frozen, before = statistics(model.backbone), statistics(model)
+    sum(logits.mean() for logits in model(torch.randn(2, 3, 33, 33)).values()).backward()
+    assert same(frozen, statistics(model.backbone))
+    moved = {key for key, value in statistics(model).items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if not key.startswith("backbone.")}
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    assert model.training
+
+
+def test_the_first_n_parameters_are_the_first_layers():
+    model = build("mobilenetv2")
+    models.freeze(model, "50")
+    models.train_mode(model)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    assert trained == [False] * 50 + [True] * (len(trained) - 50)
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    # Each convolution has one tensor and its batch norm two: tensors 0..49 hold 16 whole norms and the weight of one.
+    assert [norm.training for norm in norms] == [False] * 16 + [True] * (len(norms) - 16)
+
+
+def test_none_freezes_nothing():
+    model = build("mobilenetv2")
+    for rule in ("none", "0"):
+        models.freeze(model, rule)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("rule", ["head", "-1", "1.5", "", "100000"])
+def test_a_bad_rule_is_refused(rule):
+    with pytest.raises(UserError, match="--freeze"):
+        models.freeze(build("mobilenetv2"), rule)
+
+
+def test_batch_norm_without_parameters_still_trains():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False))
+    models.train_mode(net)
+    assert net[1].training

@@ -1,0 +1,409 @@
+"""Train a segmentation model, and show every mIoU beside what a predictor gets that never opens the image.
+
+    python train.py                                             the embedded street scenes, about 4 minutes on 2 cores
+    python train.py @recipes/camvid.args --data-dir DIR         a recipe on real data
+    python train.py --dataset folder --data-dir DIR             your own images and masks
+    python train.py --run-dir runs/camvid --resume              go on where a run stopped, bit for bit
+    torchrun --nproc-per-node 4 train.py @recipes/camvid.args   several processes
+
+The run directory holds config.json, log.jsonl, samples.png (what the network is shown), best.pth and last.pth.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+import checkpoint
+import data
+import data_audit
+import engine
+import flags
+import losses
+import metrics
+import models
+import report
+from flags import UserError
+
+# What may differ between a run and its continuation: where things are, not what is computed.
+FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "device", "save_every"}
+
+
+def build_parser():
+    """All flags of train.py."""
+    parser = flags.Parser(__doc__)
+    data.add_data_flags(parser)
+    data.add_geometry_flags(parser)
+    models.add_model_flags(parser)
+    losses.add_loss_flags(parser)
+    engine.add_optim_flags(parser)
+    engine.add_run_flags(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument("--run-dir", metavar="DIR", help="where everything is written; empty: runs/DATASET")
+    group.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
+    group.add_argument("--monitor", default="miou", choices=("miou", "accuracy"), help="what best.pth is best in")
+    group.add_argument("--validate-every", type=flags.positive_int, default=1, help="epochs between validations")
+    group.add_argument("--save-every", type=flags.positive_int, default=200, help="steps between checkpoints at most")
+    group.add_argument("--log-every", type=flags.positive_int, default=10, help="steps between lines of the log")
+    return parser
+
+
+def read_args(parser, words=None):
+    """The flags of a new run, or of the run to go on with: (args, its last checkpoint or None).
+
+    Raises UserError for a run directory that is in use, and for flags that would make the continuation another run.
+    """
+    args = parser.parse_args(words)
+    args.run_dir = str(args.run_dir or Path("runs") / args.dataset)
+    if not args.resume:
+        if any(Path(args.run_dir).glob("*.pth")):
+            remedy = "add --resume to go on with it, or choose another --run-dir"
+            raise UserError("the run directory already holds a run", args.run_dir, remedy)
+        return args, None
+    last = checkpoint.load_last(args.run_dir)
+    saved = last["config"]
+    changed = [n for n in sorted(parser.given - FREE_ON_RESUME) if getattr(args, n) != saved.get(n)]
+    if changed:
+        name = changed[0]
+        what = f"--{name.replace('_', '-')} {getattr(args, name)} differs from the run's {saved.get(name)}"
+        raise UserError(what, args.run_dir, "leave it out to go on with the run, or start another --run-dir")
+    kept = {name: getattr(args, name) for name in parser.given & FREE_ON_RESUME}
+    return Namespace(**{**saved, **kept, "run_dir": args.run_dir, "resume": True}), last
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; the run stops at the next step, with a checkpoint."""
+
+
+class StopSignal:
+    """Notes SIGINT and SIGTERM. A second one ends the process at once, as if nothing had been noted."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number, _frame):
+        """The signal handler."""
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def check(self, processes=1, step=0):
+        """Raise Interrupted when a signal has come; several processes agree on that at every tenth step."""
+        if self.number if processes == 1 else step % 10 == 0 and any(engine.gather(self.number)):
+            raise Interrupted
+
+
+class Log:
+    """log.jsonl: one JSON object a line; the training lines gather the steps between two of them.
+
+    A checkpoint keeps the file's length and the steps not yet written, so that a resumed run's log has no seam.
+    """
+
+    def __init__(self, path, every, main=True, length=0, window=()):
+        self.every, self.main, self.window = every, main, list(window)
+        self.clock, self.timed = time.perf_counter(), 0
+        self.file = open(path, "ab") if main else None  # noqa: SIM115  open as long as the run
+        if main:
+            self.file.truncate(length)  # lines after the checkpoint are written again
+
+    def write(self, entry):
+        """Add one line."""
+        if self.main:
+            self.file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+            self.file.flush()
+
+    def add_step(self, result, training):
+        """Note a step's result; returns the line written if it was time for one."""
+        self.window.append(result)
+        self.timed += result["images"] * training.processes
+        return self.flush(training) if training.step % self.every == 0 else None
+
+    def flush(self, training):
+        """Write the mean over the noted steps. Raises FloatingPointError naming the first step that is not finite."""
+        rows = self.read(training.step)
+        if not rows:
+            return None
+        self.window = []
+        mean = {name: sum(row["terms"][name] for row in rows) / len(rows) for name in rows[0]["terms"]}
+        norms = [row["gradient_norm"] for row in rows if math.isfinite(row["gradient_norm"])]
+        now = time.perf_counter()
+        line = {
+            "kind": "train",
+            "step": training.step,
+            "epoch": training.epoch,
+            "loss": sum(row["loss"] for row in rows) / len(rows),
+            "terms": mean,
+            "gradient_norm": sum(norms) / len(norms) if norms else None,  # fp16 skips a step that overflows
+            "lr": sorted({group["lr"] for group in training.optimizer.param_groups}),
+            "images_per_second": self.timed / max(now - self.clock, 1e-9),
+        }
+        self.clock, self.timed = now, 0
+        self.write(line)
+        return line
+
+    def read(self, step):
+        """The noted steps as plain numbers, each checked. Raises FloatingPointError."""
+        for i, row in enumerate(self.window):
+            row.update(loss=float(row["loss"]), gradient_norm=float(row["gradient_norm"]))
+            row["terms"] = {name: float(value) for name, value in row["terms"].items()}
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"loss is {row['loss']} at step {step - len(self.window) + i + 1}; lower --lr, add --clip 1 or "
+                    "--warmup 100, or use --amp off"
+                )
+        return self.window
+
+    def close(self):
+        """Close the file."""
+        if self.main:
+            self.file.close()
+
+    def restart_clock(self):
+        """Leave what lies between (a validation) out of the images per second."""
+        self.clock, self.timed = time.perf_counter(), 0
+
+
+def prepare_data(args):
+    """Open and audit the training and validation split: (spec, {split: Split}, {split: Audit}, Layout)."""
+    spec, root = engine.open_dataset(args)
+    splits = {name: data.open_split(spec, root, name, args.limit) for name in ("train", "val")}
+    if len(splits["train"]) < 2:
+        raise UserError("training needs at least 2 images", root, "add images, or raise --limit")
+    audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
+    data_audit.require_clean(audits.values())
+    layout = metrics.fit_layout(audits["train"].grids, spec.num_classes)
+    for name, one in audits.items():
+        print(f"{name}: {len(splits[name])} images, void {one.void / one.pixels:.3f} of the pixels")
+    return spec, splits, audits, layout
+
+
+def write_samples(path, split, geometry, augment, spec, palette, count=8):
+    """A picture of training examples exactly as the network gets them, masks beside them."""
+    generator = torch.Generator().manual_seed(0)
+    tickets = data.draw_tickets(len(split), count, generator)[0]
+    raw = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
+    images, targets = (torch.stack(part) for part in zip(*raw, strict=True))
+    images, targets = augment(images, targets, generator)
+    images = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+    names = [split.file(ticket.index) for ticket in tickets]
+    examples = list(zip(images.numpy(), targets.numpy(), names, strict=True))
+    report.save_picture(report.contact_sheet(examples, spec.classes, palette), path)
+
+
+def prepare_model(args, spec, last, device):
+    """The model, from the run's last checkpoint or from --weights, frozen as told: (model, starting fingerprint)."""
+    name, options = models.parse_model(args.model)
+    model = models.build_model(name, spec.num_classes, options)
+    if last:
+        checkpoint.load_state(model, last["state"], args.run_dir)
+        initial = last["initial"]
+    else:
+        print("\n".join(models.load_weights(model, args.weights)))
+        initial = checkpoint.fingerprint(model)
+    models.freeze(model, args.freeze)
+    return model.to(device, memory_format=torch.channels_last), initial
+
+
+def build_criterion(args, model, audit, spec):
+    """The loss that --loss, --class-weights and --label-smoothing describe; weights from the training targets."""
+    weights = losses.class_weights(args.class_weights, torch.from_numpy(audit.counts), spec.classes)
+    return losses.Criterion(
+        losses.parse_loss(args.loss),
+        spec.num_classes,
+        data.Normalise(),
+        class_weights=weights,
+        label_smoothing=args.label_smoothing,
+        aux_weights=model.aux_weights,
+    )
+
+
+def describe(args, spec, geometry, layout, palette, model, initial):
+    """The part of a checkpoint that says how to rebuild the model and what it was trained on."""
+    return {
+        "model": {"name": model.name, "options": model.options},
+        "initial": initial,
+        "data": {
+            "dataset": spec.name,
+            "classes": list(spec.classes),
+            "palette": [list(colour) for colour in palette],
+            "anomaly": spec.anomaly,
+            "mean": list(data.MEAN),
+            "std": list(data.STD),
+            "geometry": dict(vars(geometry)),
+            "layout_map": torch.from_numpy(layout.map.copy()),
+            "layout_exponent": float(layout.exponent),
+        },
+        "config": vars(args),
+    }
+
+
+def validate(training, predictor, split, args, layout, stop):
+    """Evaluate the validation split over all processes; returns the log's line."""
+    indices = range(training.rank, len(split), training.processes)
+    totals = engine.evaluate(
+        predictor,
+        split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        layout_map=layout.map,
+        indices=indices,
+        observe=lambda *_: stop.check(training.processes, step=1),  # alone only: others are at other images
+    )
+    parts = engine.gather(totals)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    scores = parts[0].scores()
+    return {
+        "kind": "validation",
+        "step": training.step,
+        "epoch": training.epoch,
+        "loss": parts[0].loss(),
+        "layout_floor": parts[0].layout_floor(),
+        **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes", "classes_averaged")},
+        "iou": dict(zip(split.spec.classes, scores["iou"], strict=True)),
+    }
+
+
+class Run:
+    """One run's directory: what is written there, and when. `about`: the constant part of its checkpoints."""
+
+    def __init__(self, args, about, main, last):
+        self.args, self.about, self.main = args, about, main
+        progress = last["progress"] if last else {"best": None, "validation": None, "log_bytes": 0, "window": []}
+        self.best, self.validation = progress["best"], progress["validation"]
+        self.path = Path(args.run_dir)
+        self.log = Log(self.path / "log.jsonl", args.log_every, main, progress["log_bytes"], progress["window"])
+
+    def save(self, training):
+        """Write last.pth, keeping the one before it."""
+        window = self.log.read(training.step)  # before anything is believed: is it finite?
+        state = training.state()  # asks every process
+        if self.main:
+            progress = {
+                "step": training.step,
+                "best": self.best,
+                "validation": self.validation,
+                "log_bytes": self.log.file.tell(),
+                "window": window,
+            }
+            content = {**self.content(training.model), "progress": progress, "training": state}
+            checkpoint.save_checkpoint(self.path / "last.pth", content, keep_previous=True)
+
+    def content(self, model):
+        """What best.pth and last.pth have in common."""
+        return {**self.about, "state": model.state_dict(), "metrics": self.validation}
+
+    def note_validation(self, line, training):
+        """Log a validation; write best.pth if it is the best so far; tell the schedule."""
+        score = line["miou" if self.args.monitor == "miou" else "pixel_accuracy"] or 0.0
+        self.log.write(line)
+        self.log.restart_clock()
+        self.validation = line
+        training.schedule.observe(score)
+        if self.best is None or score > self.best:
+            self.best = score
+            if self.main:
+                progress = {"step": training.step, "best": score}
+                checkpoint.save_checkpoint(
+                    self.path / "best.pth", {**self.content(training.model), "progress": progress}
+                )
+
+
+def fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, stop):
+    """The epoch loop. Returns 0, or 128 + the signal that interrupted it, with a checkpoint written."""
+    args, figures = run.args, {}
+    progress = report.Progress(total_steps, "train", "steps", done=training.step)
+    try:
+        while training.step < total_steps or training.offset:  # an epoch ends with its validation
+            run.log.restart_clock()
+            for result in engine.train_one_epoch(
+                training, criterion, splits["train"], geometry, args.batch_size, args.workers, total_steps
+            ):
+                if line := run.log.add_step(result, training):
+                    figures.update(loss=line["loss"], images_per_second=line["images_per_second"])
+                progress.update(training.step, **figures)
+                if training.step % args.save_every == 0:
+                    run.save(training)
+                stop.check(training.processes, training.step)
+            if (training.epoch + 1) % args.validate_every == 0 or training.step >= total_steps:
+                line = validate(training, predictor, splits["val"], args, layout, stop)
+                run.note_validation(line, training)
+                figures.update(miou=line["miou"], floor=line["layout_floor"], active_classes=line["active_classes"])
+            training.finish_epoch()
+            run.save(training)
+    except Interrupted:
+        run.save(training)
+        print(f"stopped at step {training.step} of {total_steps}; go on with --run-dir {run.path} --resume")
+        return 128 + max(engine.gather(stop.number))
+    finally:
+        progress.close()
+        run.log.close()
+    return 0
+
+
+def main():
+    """Train, or go on training."""
+    args, last = read_args(build_parser())
+    device = engine.choose_device(args.device)
+    rank, processes = engine.start_processes(device)
+    torch.manual_seed(args.seed)
+    geometry = data.Geometry.from_args(args)
+    augment = data.Augment(data.parse_augment(args.augment))
+    dtype = engine.autocast_dtype(args.amp, device)
+    if rank == 0:
+        print(f"device: {engine.describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
+
+    spec, splits, audits, layout = prepare_data(args)
+    model, initial = prepare_model(args, spec, last, device)
+    criterion = build_criterion(args, model, audits["train"], spec).to(device)
+    batches = data.draw_tickets(len(splits["train"]), args.batch_size, torch.Generator())
+    steps = len(data.share_batches(batches, rank, processes))
+    total_steps = args.iters or args.epochs * steps
+    training = engine.Training(
+        model=model,
+        optimizer=engine.build_optimizer(args, model),
+        schedule=engine.Schedule(args.schedule, total_steps, steps, args.warmup),
+        augment=augment,
+        device=device,
+        dtype=dtype,
+        clip=args.clip,
+        seed=args.seed,
+        rank=rank,
+        processes=processes,
+    )
+    palette = spec.palette or report.distinct_palette(spec.num_classes)
+    Path(args.run_dir).mkdir(parents=True, exist_ok=True)
+    run = Run(args, describe(args, spec, geometry, layout, palette, model, initial), rank == 0, last)
+    if last:
+        training.restore(last["training"])
+    elif rank == 0:
+        (run.path / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+        write_samples(run.path / "samples.png", splits["train"], geometry, augment, spec, palette)
+        print(f"{run.path}/samples.png shows what the network will see")
+    predictor = engine.Predictor(model, spec.num_classes, geometry, device)
+    code = fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, StopSignal())
+    if rank == 0 and not code:
+        print_result(run)
+    return code
+
+
+def print_result(run):
+    """The last validation, beside what needs no image."""
+    line = run.validation
+    miou, floor = line["miou"], line["layout_floor"]
+    if miou is None or floor is None:
+        print("no labelled pixel in the validation split: no mIoU")
+    else:
+        gain = (miou - floor) / (1 - floor)
+        print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {gain:.3f}")
+    print(f"best {run.args.monitor} {run.best:.3f}; next: python evaluate.py --ckpt {run.path}/best.pth")
+
+
+if __name__ == "__main__":
+    sys.exit(flags.run(main))
