@@ -25,7 +25,7 @@ from flags import UserError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB images in [0, 1], what the published weights expect
 STD = (0.229, 0.224, 0.225)
-NETWORK_PIXELS = 4 << 20  # the largest image that enters a network whole
+LOGIT_BYTES = 640 << 20  # the most that one image's logits may take; a larger image enters the network reduced
 
 AUGMENTATIONS = {"flip": 0.5, "scale": [0.5, 2.0], "translate": 0.1, "rotate": 10.0, "colour": 0.3, "noise": 0.05}
 
@@ -65,6 +65,10 @@ def read_image(path):
     try:
         with Image.open(path) as image:
             exif = image.getexif()
+            if image.mode.startswith("I;16"):  # convert would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of mode {image.mode}, which has no range; save it as 8 or 16 bit")
             rgb = image.convert("RGB")
     except FileNotFoundError:
         raise UserError("no such file", path, "check the path") from None
@@ -83,7 +87,7 @@ def read_labels(path, spec):
     """
     try:
         with Image.open(path) as mask:
-            coloured = mask.mode in ("RGB", "RGBA", "LA", "CMYK", "YCbCr")
+            coloured = mask.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr") or _palette_is_declared(mask, spec)
             values = np.asarray(mask.convert("RGB") if coloured else mask)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read mask ({error})", path, "the file is damaged or no image; replace it") from None
@@ -96,6 +100,14 @@ def read_labels(path, spec):
             raise UserError(f"a mask in colours, but {spec.name} declares none", path, remedy)
         values = values[..., 0]
     return spec.value_table[np.clip(values.astype(np.int32), 0, 65535)], values
+
+
+def _palette_is_declared(mask, spec):
+    """Whether a palette image shows declared class colours only: then those count, not its arbitrary indices."""
+    if mask.mode != "P" or not spec.colours:
+        return False
+    used = {colour for _, colour in mask.convert("RGB").getcolors(maxcolors=256)}
+    return used <= spec.colours.keys()
 
 
 def read_target(path, spec):
@@ -184,29 +196,29 @@ class Ticket(NamedTuple):
 class Geometry:
     """How an image is brought to the network's size: stretched to `canvas`, or cut to `crop` from its full size.
 
-    All sizes (height, width) in pixels; short_side: with crop, resize so that the shorter side has this length, 0: off.
+    All sizes (height, width) in pixels; short_side: with crop, resize so that the shorter side has this length, 0: off;
+    most_pixels: a larger whole image is reduced to that many, so that memory stays bounded for any photo.
     """
 
     canvas: list
     crop: list | None = None
     short_side: int = 0
+    most_pixels: int = 4 << 20
 
     @classmethod
-    def from_args(cls, args):
-        """The geometry that --image-size, --crop and --short-side describe."""
+    def from_args(cls, args, num_classes):
+        """The geometry that --image-size, --crop and --short-side describe. Raises UserError for a contradiction."""
         if args.short_side and not args.crop:
             raise UserError("--short-side without --crop", remedy="add --crop HxW, or use --image-size HxW")
-        return cls(args.image_size, args.crop, args.short_side)
+        most_pixels = min(cls.most_pixels, LOGIT_BYTES // (4 * num_classes))
+        return cls(args.image_size, args.crop, args.short_side, most_pixels)
 
     def network_size(self, height, width):
-        """The size at which a whole image of this size enters the network in evaluation.
-
-        A size of its own is reduced to at most NETWORK_PIXELS, so that memory stays bounded for any photo.
-        """
+        """The size at which a whole image of this size enters the network in evaluation."""
         if self.crop is None:
             return tuple(self.canvas)
         scale = self.short_side / min(height, width) if self.short_side else 1.0
-        scale = min(scale, math.sqrt(NETWORK_PIXELS / (height * width)))
+        scale = min(scale, math.sqrt(self.most_pixels / (height * width)))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def resize(self, image):

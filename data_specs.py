@@ -78,9 +78,9 @@ STREETHAZARDS = Spec(
         "unlabeled", "building", "fence", "other", "pedestrian", "pole", "road line", "road", "sidewalk", "vegetation",
         "car", "wall", "traffic sign",
     ),
-    # The colours of the StreetHazards authors' own viewer; "unlabeled" is the sky.
+    # The StreetHazards authors' own colours, but for "unlabeled", which is the sky: black means void here.
     palette=(
-        (0, 0, 0), (70, 70, 70), (190, 153, 153), (250, 170, 160), (220, 20, 60), (153, 153, 153), (157, 234, 50),
+        (70, 130, 180), (70, 70, 70), (190, 153, 153), (250, 170, 160), (220, 20, 60), (153, 153, 153), (157, 234, 50),
         (128, 64, 128), (244, 35, 232), (107, 142, 35), (0, 0, 142), (102, 102, 156), (220, 220, 0),
     ),
     values={0: VOID, **{i + 1: i for i in range(14)}},  # on disk 1 … 14, of which 14 is anomaly; 0 is void
@@ -133,16 +133,18 @@ def folder_spec(root):
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = [{"name": e} if isinstance(e, str) else dict(e) for e in content["classes"]]
         names = tuple(str(entry["name"]) for entry in entries)
-        colours = {tuple(map(int, e["color"])): i for i, e in enumerate(entries) if "color" in e}
+        colours = {_colour(e["color"]): i for i, e in enumerate(entries) if "color" in e}
         values, void_colours = _folder_values(content, entries, names)
     except FileNotFoundError:
         raise UserError("no classes.json", path, FOLDER_HELP) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"classes.json cannot be used ({error!r})", path, FOLDER_HELP) from None
     coloured = sum("color" in entry for entry in entries)
+    if void_colours.keys() & colours.keys():
+        raise UserError("a colour is both void and a class", path, FOLDER_HELP)
     if not 1 <= len(names) <= 253 or len(set(names)) < len(names) or len(colours) < coloured:
         raise UserError(f"{len(names)} classes, with a name or colour that repeats, or too many", path, FOLDER_HELP)
-    palette = tuple(tuple(map(int, e["color"])) for e in entries) if coloured == len(names) else ()
+    palette = tuple(_colour(e["color"]) for e in entries) if coloured == len(names) else ()
     present = [split for split in ("train", "val", "test") if (root / "images" / split).is_dir()]
     return Spec(
         name="folder",
@@ -155,6 +157,13 @@ def folder_spec(root):
     )
 
 
+def _colour(entry):
+    red, green, blue = map(int, entry)
+    if not all(0 <= part < 256 for part in (red, green, blue)):
+        raise ValueError(f"colour {entry} is not [r, g, b] of 0 to 255")
+    return red, green, blue
+
+
 def _folder_values(content, entries, names):
     """classes.json's mask values -> train ids, and its void colours."""
     values = {}
@@ -165,9 +174,11 @@ def _folder_values(content, entries, names):
     void_colours = {}
     for void in content.get("void", [VOID]):
         if isinstance(void, list):
-            void_colours[tuple(map(int, void))] = VOID
-        else:
-            values[int(void)] = VOID
+            void_colours[_colour(void)] = VOID
+        elif values.setdefault(int(void), VOID) != VOID:
+            raise ValueError(
+                f"mask value {void} is void and class {names[values[int(void)]]}; give classes their values"
+            )
     for value, name in content.get("label_map", {}).items():
         values[int(value)] = VOID if name is None else names.index(name)
     if not all(0 <= value < 65536 for value in values):
@@ -226,7 +237,11 @@ def find_pairs(spec, root, split):
         )
     if set(masks) - set(images):
         warn(f"{len(set(masks) - set(images))} masks in {mask_folder} have no image; they are not used")
-    stems = [s for s in sorted(images) if not cutting or cut_of(Path(s).name, spec.cut) == split]
+    stems = sorted(images)
+    if cutting and stems and not any(cut_of(Path(s).name, spec.cut) == split for s in stems):
+        what = f"the hash rule puts none of the {len(stems)} images into split {split!r}"
+        raise UserError(what, image_folder, f"make images/{split}/ and masks/{split}/ yourself")
+    stems = [s for s in stems if not cutting or cut_of(Path(s).name, spec.cut) == split]
     if not stems:
         raise UserError(f"no image for split {split!r}", image_folder, f"expected {', '.join(IMAGE_ENDINGS)} files")
     return [(images[stem], masks[stem]) for stem in stems]

@@ -28,6 +28,7 @@ import report
 from flags import UserError
 
 PROBES = ("data", "gradient_flow", "collapse", "noise_test")
+ABOUT_A_FRESH_MODEL = {"dataset", "model", "weights", "freeze", "image_size", "iters", "lr"}
 
 
 def build_parser():
@@ -80,6 +81,9 @@ class Patient:
         if config:
             engine.check_classes(self.spec, self.content)
         self.splits = {name: data.open_split(self.spec, root, name, args.limit) for name in ("train", "val")}
+        if not args.ckpt:  # a wrong --model, --weights or --freeze is the user's mistake, not a finding
+            torch.manual_seed(args.seed)
+            models.start_model(args, self.spec.num_classes)
         self.audits = None
         self.noted = None  # (finding, totals, statistics) of the one pass that two probes share
 
@@ -121,13 +125,11 @@ class Patient:
     def model_and_loss(self):
         """The model to examine and its criterion: the checkpoint's, or a fresh one with plain cross-entropy."""
         if self.config is None:
-            torch.manual_seed(self.args.seed)
-            name, options = models.parse_model(self.args.model)
-            model = models.build_model(name, self.spec.num_classes, options).to(self.device)
-            models.freeze(model, self.args.freeze)
-            return model, losses.Criterion(
+            model = models.start_model(self.args, self.spec.num_classes)[0].to(self.device)
+            criterion = losses.Criterion(
                 {"ce": 1.0}, self.spec.num_classes, data.Normalise(), aux_weights=model.aux_weights
-            ).to(self.device)
+            )
+            return model, criterion.to(self.device)
         config, counts = self.config, self.clean_audit()["train"].counts
         models.freeze(self.predictor.model, config.freeze)
         criterion = losses.Criterion(
@@ -144,6 +146,8 @@ class Patient:
         """A few training examples on the device: images (N, 3, h, w) float32 in [0, 1], targets (N, h, w) uint8."""
         geometry = self.predictor.geometry if self.predictor else data.Geometry(self.args.image_size)
         split = self.splits["train"]
+        if len(split) < 2:
+            raise UserError("a single training image", remedy="batch norm needs at least 2")
         tickets = data.draw_tickets(len(split), count, torch.Generator().manual_seed(self.args.seed))[0]
         examples = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
         images, targets = (torch.stack(part).to(self.device) for part in zip(*examples, strict=True))
@@ -175,7 +179,10 @@ def examine(patient, name):
 
 
 def run_probes(patient, names):
-    """All findings; a probe that cannot run is a skip with its reason, and the others still run."""
+    """All findings; a probe that cannot run is a skip with its reason, and the others still run.
+
+    Data found faulty on the way is a finding of its own, whichever probe came upon it.
+    """
     findings = []
     for name in names:
         start = time.perf_counter()
@@ -186,6 +193,8 @@ def run_probes(patient, names):
         for finding in found:
             finding.seconds = finding.seconds or (time.perf_counter() - start) / len(found)
         findings += found
+    if patient.audits and "data" not in names:
+        findings += [found for found in [probes.audit_files(patient.audits)] if found.verdict == "fail"]
     return findings
 
 
@@ -213,7 +222,11 @@ def print_findings(diagnosis):
 
 def main():
     """Diagnose; returns 1 when a fault was found."""
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.ckpt and parser.given & ABOUT_A_FRESH_MODEL:
+        name = min(parser.given & ABOUT_A_FRESH_MODEL).replace("_", "-")
+        raise UserError(f"--{name} beside --ckpt", remedy="the checkpoint brings its own; leave one of the two out")
     names = choose_probes(args)
     patient = Patient(args)
     diagnosis = probes.conclude(run_probes(patient, names))

@@ -96,6 +96,7 @@ def local_rank():
 
 def start_processes(device):
     """Join the other processes when started by torchrun: (rank, how many)."""
+    torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step
     if "RANK" not in os.environ:
         return 0, 1
     if device.type == "cuda":
@@ -255,6 +256,13 @@ def average(term, processes):
     if processes > 1:
         dist.all_reduce(weight)
     return term.scale * processes * term.total / weight.clamp(min=EPSILON)
+
+
+def share_buffers(training):
+    """Give every process the first one's batch-norm statistics, the ones a checkpoint keeps."""
+    if training.processes > 1:
+        for buffer in training.model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def share_out(value, processes):

@@ -14,7 +14,7 @@ import data
 import metrics
 from flags import UserError
 
-STRIP_BYTES = 64 << 20  # of full-size logits held at once
+STRIP_BYTES = 16 << 20  # of full-size logits held at once
 
 
 @dataclass
@@ -51,8 +51,10 @@ def strips(logits, size):
     left, right, across = _neighbours(logits.shape[2], width, logits.device)
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))
-        strip = _between(logits[:, above[rows]], logits[:, below[rows]], down[rows, None])  # (C, rows, w)
-        yield rows, _between(strip[..., left], strip[..., right], across)  # (C, rows, W)
+        first, last = int(above[rows.start]), int(below[rows.stop - 1])
+        source = logits[:, first : last + 1]
+        wide = _between(source[..., left], source[..., right], across)  # (C, source rows, W)
+        yield rows, _between(wide[:, above[rows] - first], wide[:, below[rows] - first], down[rows, None])
 
 
 def _neighbours(length, places, device):

@@ -14,6 +14,10 @@ SCHEDULES = {
     "plateau": {"patience": 3, "factor": 0.5},
     "cosine-restarts": {"t0": 20, "mult": 2, "min": 1e-6},
 }
+RANGES = {
+    "power": (0, 100), "peak": (0, 1), "start": (0, 1), "end": (0, 1), "patience": (0, math.inf), "factor": (1e-6, 1),
+    "t0": (1, math.inf), "mult": (1, math.inf), "min": (0, math.inf),
+}  # fmt: skip
 
 
 def add_optim_flags(parser):
@@ -66,6 +70,10 @@ class Schedule:
 
     def __init__(self, text, total_steps, steps_per_epoch, warmup=0):
         self.name, self.options = flags.parse_choice(text, SCHEDULES)
+        for option, value in self.options.items():
+            low, high = RANGES[option]
+            if not low <= value <= high:
+                raise UserError(f"{option}={value} is out of range", "--schedule", f"it lies between {low} and {high}")
         self.total_steps, self.steps_per_epoch, self.warmup = total_steps, steps_per_epoch, warmup
         self.factor, self.best, self.waited = 1.0, -math.inf, 0
 

@@ -16,6 +16,7 @@ import torch
 
 import anomaly
 import data
+import data_audit
 import engine
 import flags
 import metrics
@@ -45,6 +46,13 @@ def open_split(args, content):
     spec, root = engine.open_dataset(where)
     engine.check_classes(spec, content)
     return data.open_split(spec, root, args.split, args.limit)
+
+
+def check_files(split):
+    """Read every pair once before anything is computed. Raises UserError for a damaged file or an undeclared label."""
+    found = data_audit.audit(split, metrics.GRID)
+    if found.broken or found.unknown:
+        raise found.error()
 
 
 def image_miou(counts):
@@ -83,7 +91,7 @@ def summarise(totals, split, content):
         "active_classes": scores["active_classes"],
         "spurious_classes": [classes[i] for i in scores["spurious_classes"]],
         "layout_floor": floor,
-        "semantic_gain": None if miou is None or floor is None else (miou - floor) / (1 - floor),
+        "semantic_gain": metrics.semantic_gain(miou, floor),
         "boundary_iou": metrics.boundary_iou(totals.boundary),
         "boundary_f1": metrics.boundary_f1(totals.boundary_f1),
         "ece": totals.calibration.ece(),
@@ -100,8 +108,9 @@ def summarise_anomaly(totals):
         (aupr, aupr_error), (auroc, auroc_error) = histogram.aupr(), histogram.auroc()
         if aupr is None:
             continue
-        rows = list(totals.image_scores[name].values())
-        means = {key: float(np.mean([row[key] for row in rows])) for key in ("aupr", "auroc", "fpr95")}
+        rows = list(totals.image_scores.get(name, {}).values())  # images that hold both kinds of pixel
+        keys = ("aupr", "auroc", "fpr95")
+        means = {key: float(np.mean([row[key] for row in rows])) if rows else None for key in keys}
         result[name] = {
             "aupr": aupr,
             "aupr_error": aupr_error,
@@ -187,18 +196,23 @@ def print_summary(result, split):
     if result["miou"] is None:
         print(f"{result['images']} images of {split.name}: no labelled pixel, no mIoU")
     else:
-        low, high = result["miou_interval"]
+        interval = "" if result["miou_interval"] is None else " [{:.3f}, {:.3f}]".format(*result["miou_interval"])
         print(
-            f"{split.name} mIoU {result['miou']:.3f} [{low:.3f}, {high:.3f}] over {result['classes_averaged']} classes"
-            f", layout floor {result['layout_floor']:.3f}, semantic gain {result['semantic_gain']:.3f}"
-            f", pixel accuracy {result['pixel_accuracy']:.3f}"
+            f"{split.name} mIoU {result['miou']:.3f}{interval} over {result['classes_averaged']} classes, layout floor "
+            f"{shown(result['layout_floor'])}, semantic gain {shown(result['semantic_gain'])}, pixel accuracy "
+            f"{shown(result['pixel_accuracy'])}"
         )
     for name, row in result["anomaly"].items():
         mean = row["per_image"]
         print(
-            f"{name}: AUPR {row['aupr']:.4f} ± {row['aupr_error']:.1g}, AUROC {row['auroc']:.4f}"
-            f", FPR95 {row['fpr95']:.4f}; per image AUPR {mean['aupr']:.4f} over {mean['images']} images"
+            f"{name}: AUPR {row['aupr']:.4f} ± {row['aupr_error']:.1g}, AUROC {row['auroc']:.4f}, FPR95 "
+            f"{row['fpr95']:.4f}; per image AUPR {shown(mean['aupr'])} over {mean['images']} images"
         )
+
+
+def shown(value):
+    """A figure with three digits, or the word for none."""
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def main():
@@ -207,6 +221,7 @@ def main():
     device = engine.choose_device(args.device)
     predictor, content = engine.load_predictor(args.ckpt, device)
     split = open_split(args, content)
+    check_files(split)
     scores = list(anomaly.SCORES) if split.spec.anomaly else []
     progress = report.Progress(len(split), f"evaluate {split.name}", "images")
     totals = engine.evaluate(

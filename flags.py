@@ -74,14 +74,12 @@ def non_negative(text):
 
 
 def _convert(text, default, option):
-    """Read an option's text as the type of its default; 'a:b' becomes a list of floats."""
+    """Read an option's text as the type of its default; a list is written 'a:b'."""
     try:
         if isinstance(default, bool):
             return {"on": True, "off": False}[text]
-        if ":" in text and isinstance(default, (float, list)):
-            return [float(part) for part in text.split(":")]
         if isinstance(default, list):
-            return [float(text)]
+            return [float(part) for part in text.split(":")]
         return type(default)(text)
     except (ValueError, KeyError):
         kind = "on or off" if isinstance(default, bool) else f"like {default}"
@@ -177,6 +175,14 @@ def read_recipe(path):
 # Running a script
 
 
+# What the user can do about an operating system's refusal; any other OSError is a bug and keeps its traceback.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "choose another folder"),
+}
+
+
 def _out_of_memory(error):
     return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate" in str(error)
 
@@ -195,10 +201,10 @@ def run(main):
         print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in REMEDIES:
             raise
         where = f" at {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{where}; free some space or write elsewhere", file=sys.stderr)
+        print(f"error: {error.strerror}{where}; {REMEDIES[error.errno]}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):

@@ -93,6 +93,7 @@ class ScoreHistogram:
         scores, positives = _check(scores, positives)
         if not self._first.numel():
             self._clear(scores.device)
+        scores, positives = scores.to(self._low.device), positives.to(self._low.device)
         size = CUDA_CHUNK if scores.is_cuda else CPU_CHUNK
         ones = torch.ones(min(size, scores.numel()), dtype=torch.int64, device=scores.device)
         for start in range(0, scores.numel(), size):

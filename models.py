@@ -87,6 +87,15 @@ def _check_options(options):
             raise UserError(f"option {option}={value} is out of range", "--model", f"it must be {text}")
 
 
+def start_model(args, num_classes):
+    """The model that --model, --weights and --freeze describe: (model, lines that say what was loaded)."""
+    name, options = parse_model(args.model)
+    model = build_model(name, num_classes, options)
+    lines = load_weights(model, args.weights)
+    freeze(model, args.freeze)
+    return model, lines
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts
 

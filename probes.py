@@ -313,6 +313,13 @@ def image_reliance(predictor, split, layout_map, *, batch_size=8, workers=0, see
     """
     generator = torch.Generator().manual_seed(seed)
     statistics = MaskStatistics()
+    if len(split) < 2:
+        only = engine.evaluate(predictor, split, layout_map=layout_map, observe=statistics.add)
+        return (
+            Finding("model.image_reliance", "skip", "a single image has no other to be mistaken for"),
+            only,
+            statistics,
+        )
     other = _mismatch(split)
 
     def noise(images, _targets, _indices):

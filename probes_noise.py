@@ -132,15 +132,15 @@ def references(audit, split, layout):
 def noise_test(args, splits, audits, device, make=fresh_noise, fresh=True, progress=None):
     """Train `args.model` on noise for `args.iters` steps and say what it learnt.
 
-    args: model, image_size, batch_size, lr, iters, seed, workers. splits, audits: {"train", "val"}. make(images,
-    targets, generator): the noise, uint8; fresh: whether it must be new at every draw. progress(steps done).
+    args: model, weights, freeze, image_size, batch_size, lr, iters, seed, workers. splits, audits: {"train", "val"}.
+    make(images, targets, generator): the noise, uint8; fresh: whether it must be new at every draw. progress(steps).
     """
     start = time.perf_counter()
     torch.manual_seed(args.seed)
     train, val = splits["train"], splits["val"]
     geometry = data.Geometry(args.image_size)
-    name, options = models.parse_model(args.model)
-    model = models.build_model(name, train.spec.num_classes, options).to(device, memory_format=torch.channels_last)
+    model, _ = models.start_model(args, train.spec.num_classes)
+    model.to(device, memory_format=torch.channels_last)
     criterion = losses.Criterion({"ce": 1.0}, train.spec.num_classes, data.Normalise()).to(device)
     training = _start(args, model, device, NoiseInput(make), len(train))
     complaint, proof = prove_noise(training, criterion, train, geometry, fresh=fresh)

@@ -54,11 +54,11 @@ def draw_view(stream, street):
     """A random camera in one of the road's right-hand lanes."""
     lane = street.lane * stream.between(0, (street.half - 40) // street.lane - 1) + street.lane // 2
     return View(
-        horizon=stream.between(70, 88),
+        horizon=stream.between(72, 88),
         height=stream.between(130, 190),
         focal=stream.between(230, 300),
-        vanish=WIDTH // 2 + stream.between(-25, 25),
-        bend=stream.between(-360, 360) if stream.chance(60) else 0,
+        vanish=WIDTH // 2 + stream.between(-20, 20),
+        bend=stream.between(-320, 320) if stream.chance(60) else 0,
         offset=lane + stream.between(-30, 30),
     )
 
@@ -98,9 +98,9 @@ def expose(canvas, view, stream, mood):
     if stream.chance(18):
         image = _rain(image, stream)
     grey = image.sum(axis=2, keepdims=True) // 3
-    image = grey + (image - grey) * stream.between(60, 120) // 100
+    image = grey + (image - grey) * stream.between(80, 125) // 100
     image = _soften(image)
-    image = image + _grains(stream.bits()) * stream.between(2, 7) // 128
+    image = image + _grains(stream.bits()) * stream.between(2, 6) // 128
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

@@ -80,7 +80,7 @@ def _draw_body(canvas, view, thing, width, height):
     pillar = (*windows[:2], *lower[2:])
     colours = {name: tuple(channel * 3 // 4 for channel in colour) for name, colour in thing.colours.items()}
     ends = [view.column(thing.across, view.near(thing.distance + part)) for part in (0, thing.length)]
-    steps = min(40, 10 + abs(ends[0] - ends[1]))
+    steps = min(36, 5 + abs(ends[0] - ends[1]) * 2 // 3)
     for step in range(steps, 0, -1):
         tenth = 10 * step // steps
         near = view.near(thing.distance + thing.length * step // steps)
@@ -108,15 +108,15 @@ def draw_furniture(stream, street, side):
     kerb, walk = street.half + 30, max(street.walks[side > 0], 120)
     for distance in range(stream.between(500, 1500), 3300, stream.between(1100, 2400)):
         yield place(stream, sprites.POLES, POLE, distance, side * kerb)
-    if stream.chance(40):
-        yield from draw_sign(stream, stream.between(600, 2000), side * (kerb + stream.between(0, 60)))
+    if stream.chance(44):
+        yield from draw_sign(stream, stream.between(800, 1800), side * (kerb + stream.between(0, 60)))
     for kinds, label, counts, farthest in (
-        (sprites.PEOPLE, PEDESTRIAN, (0, 0, 1, 1, 2), 1900),
-        (sprites.FURNITURE, OTHER, (0, 1, 1, 2), 2400),
+        (sprites.PEOPLE, PEDESTRIAN, (0, 1, 1, 1), 1500),
+        (sprites.FURNITURE, OTHER, (0, 1, 1, 2), 2000),
     ):
         for _ in range(stream.pick(counts)):
             across = side * (kerb + stream.between(0, walk - 30))
-            yield place(stream, kinds, label, stream.between(500, farthest), across)
+            yield place(stream, kinds, label, stream.between(700, farthest), across)
     if stream.chance(60):
         for distance in range(stream.between(600, 2000), 7000, stream.between(700, 1800)):
             across = street.half + walk + stream.between(40, max(street.verges[side > 0], 60))
@@ -128,7 +128,7 @@ def draw_sign(stream, distance, across):
     post, lift = sprites.POLES[0], stream.between(190, 290)
     yield place(stream, (post,), POLE, distance, across, percent=100 * (lift + 60) // post.height)
     yield place(stream, sprites.SIGNS, SIGN, distance - 10, across, lift=lift)
-    if stream.chance(30):
+    if stream.chance(8):
         yield place(stream, sprites.SIGNS[:8], SIGN, distance - 10, across, lift=lift - 86)
 
 
@@ -136,7 +136,7 @@ def draw_hazards(stream, street):
     """One or two anomalies on the road or beside it, some in the air."""
     for _ in range(stream.between(1, 2)):
         sprite = stream.pick(sprites.HAZARDS)
-        size = stream.between(34, 80)  # pixels, more or less, of the larger side
+        size = stream.between(40, 84)  # pixels, more or less, of the larger side
         distance = min(max(270 * max(sprite.width, sprite.height) // size, 550), 2200)
         across = stream.between(-street.half - 100, street.half + 100)
         lift = stream.between(60, 200) if sprite.name in ("balloon", "helicopter", "rocket") else 0

@@ -21,7 +21,7 @@ ODD_HUES = (
 )
 LEAVES = (
     *((66, 98, 44), (84, 112, 58), (58, 78, 48), (98, 108, 56)),
-    *((124, 112, 58), (150, 104, 46), (140, 78, 42), (104, 92, 70)),
+    *((70, 112, 66), (112, 118, 50), (150, 104, 46), (112, 94, 62)),
 )
 SKINS = ((222, 178, 148), (186, 138, 104), (136, 94, 68), (92, 64, 48))
 COLOURS = {
@@ -86,20 +86,20 @@ lorry 236 330
 """)
 
 PEOPLE = read_sprites("""
-walker 60 174
+walker 66 176
     poly 34 52 52 52 46 97 30 97 b; poly 48 52 66 52 74 97 58 97 b; box 28 95 48 100 dark; box 58 95 80 100 dark
     poly 26 19 74 19 68 57 32 57 a; bar 28 22 14 54 13 a; bar 72 22 88 52 13 a; oval 36 1 64 18 skin; oval 35 0 65 9 c
-stander 50 168
+stander 56 172
     box 32 54 48 98 b; box 52 54 68 98 b; box 30 96 70 100 dark; poly 22 18 78 18 74 58 26 58 a; box 12 20 26 56 a
     box 74 20 88 56 a; oval 34 1 66 18 skin; oval 33 0 67 10 c
-skirt 62 166
+skirt 66 168
     box 36 70 46 98 skin; box 54 70 64 98 skin; box 34 96 66 100 dark; poly 38 40 62 40 82 78 18 78 b
     poly 30 19 70 19 64 46 36 46 a; bar 30 22 16 50 11 a; bar 70 22 84 48 11 a; oval 32 0 68 22 c; oval 37 3 63 18 skin
-shopper 78 172
+shopper 84 174
     poly 30 52 46 52 40 97 26 97 b; poly 42 52 56 52 64 97 50 97 b; box 24 95 42 100 dark; box 50 95 70 100 dark
     poly 22 19 64 19 60 57 28 57 a; bar 26 22 16 52 10 a; bar 62 22 76 54 10 a; oval 32 1 56 18 skin; oval 31 0 57 9 c
     box 72 50 96 74 c
-child 48 118
+child 54 124
     box 30 58 47 98 b; box 53 58 70 98 b; box 28 95 72 100 dark; poly 24 26 76 26 72 62 28 62 a; bar 26 30 10 56 13 a
     bar 74 30 90 56 13 a; oval 30 1 70 27 skin; oval 29 0 71 14 c
 """)
@@ -155,7 +155,7 @@ stop_light 48 124
     box 0 0 100 100 black; oval 22 6 78 32 tail; oval 22 38 78 63 dark; oval 22 68 78 94 dark
 go_light 48 124
     box 0 0 100 100 black; oval 22 6 78 32 dark; oval 22 38 78 63 dark; oval 22 68 78 94 signal
-direction 200 84
+direction 130 66
     box 0 0 100 100 white; box 3 6 97 94 a; box 10 22 70 34 white; box 10 48 58 60 white; bar 76 72 90 26 7 white
 """)
 

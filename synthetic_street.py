@@ -276,14 +276,14 @@ class Masonry(NamedTuple):
         joints = (shifted % length < length // 10) | (plane.up % height < height // 6)
         grain = (speckle(self.key + 1, plane.up // 4, plane.along // 4) - 128) // 10
         coping = plane.up > top - 16
-        shade = np.where(coping, 30, shade - 28 * joints) + grain
+        shade = np.where(coping, 34, shade - 36 * joints) + grain
         canvas.paint(plane.window, plane.seen & (plane.up <= top), self.colour + shade[..., None], WALL, plane.near)
 
 
 def draw_masonry(stream, mood):
     """A random Masonry."""
     colour = rgb(stream.near_colour(stream.pick(MATERIALS)))
-    return Masonry(stream.bits(), stream.between(130, 300), colour, (stream.between(50, 120), stream.between(28, 50)))
+    return Masonry(stream.bits(), stream.between(130, 260), colour, (stream.between(50, 120), stream.between(28, 50)))
 
 
 class Railing(NamedTuple):
@@ -316,7 +316,7 @@ def draw_railing(stream, mood):
     colour = rgb(stream.near_colour(stream.pick(MATERIALS))) * stream.pick((40, 70, 100, 120)) // 100
     rails = stream.pick(((8, 92), (15, 85), (10, 50, 90)))
     return Railing(
-        stream.bits(), stream.between(110, 230), colour, period, period * stream.between(25, 70) // 100, rails
+        stream.bits(), stream.between(110, 230), colour, period, period * stream.between(35, 70) // 100, rails
     )
 
 

@@ -11,6 +11,7 @@ The run directory holds config.json, log.jsonl, samples.png (what the network is
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -110,7 +111,10 @@ class Log:
         self.clock, self.timed = time.perf_counter(), 0
         self.file = open(path, "ab") if main else None  # noqa: SIM115  open as long as the run
         if main:
-            self.file.truncate(length)  # lines after the checkpoint are written again
+            size = self.file.seek(0, os.SEEK_END)
+            if size < length:
+                flags.warn(f"{path} is shorter than when the checkpoint was written: lines are missing")
+            self.file.truncate(min(size, length))  # lines after the checkpoint are written again
 
     def write(self, entry):
         """Add one line."""
@@ -169,12 +173,15 @@ class Log:
         self.clock, self.timed = time.perf_counter(), 0
 
 
-def prepare_data(args):
+def prepare_data(args, processes=1):
     """Open and audit the training and validation split: (spec, {split: Split}, {split: Audit}, Layout)."""
     spec, root = engine.open_dataset(args)
     splits = {name: data.open_split(spec, root, name, args.limit) for name in ("train", "val")}
-    if len(splits["train"]) < 2:
-        raise UserError("training needs at least 2 images", root, "add images, or raise --limit")
+    if args.batch_size < 2 * processes:
+        what = f"--batch-size {args.batch_size} leaves fewer than 2 images for each process, which batch norm refuses"
+        raise UserError(what, remedy=f"use at least {2 * processes}")
+    if len(splits["train"]) < 2 * processes:
+        raise UserError(f"training needs at least {2 * processes} images", root, "add images, or raise --limit")
     audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
     data_audit.require_clean(audits.values())
     layout = metrics.fit_layout(audits["train"].grids, spec.num_classes)
@@ -198,15 +205,14 @@ def write_samples(path, split, geometry, augment, spec, palette, count=8):
 
 def prepare_model(args, spec, last, device):
     """The model, from the run's last checkpoint or from --weights, frozen as told: (model, starting fingerprint)."""
-    name, options = models.parse_model(args.model)
-    model = models.build_model(name, spec.num_classes, options)
     if last:
+        model, _ = models.start_model(Namespace(**{**vars(args), "weights": "none"}), spec.num_classes)
         checkpoint.load_state(model, last["state"], args.run_dir)
         initial = last["initial"]
     else:
-        print("\n".join(models.load_weights(model, args.weights)))
+        model, lines = models.start_model(args, spec.num_classes)
+        print("\n".join(lines))
         initial = checkpoint.fingerprint(model)
-    models.freeze(model, args.freeze)
     return model.to(device, memory_format=torch.channels_last), initial
 
 
@@ -245,6 +251,7 @@ def describe(args, spec, geometry, layout, palette, model, initial):
 
 def validate(training, predictor, split, args, layout, stop):
     """Evaluate the validation split over all processes; returns the log's line."""
+    engine.share_buffers(training)
     indices = range(training.rank, len(split), training.processes)
     totals = engine.evaluate(
         predictor,
@@ -285,6 +292,7 @@ class Run:
         window = self.log.read(training.step)  # before anything is believed: is it finite?
         state = training.state()  # asks every process
         if self.main:
+            os.fsync(self.log.file.fileno())  # the log is on disk before the checkpoint that relies on it
             progress = {
                 "step": training.step,
                 "best": self.best,
@@ -353,13 +361,13 @@ def main():
     device = engine.choose_device(args.device)
     rank, processes = engine.start_processes(device)
     torch.manual_seed(args.seed)
-    geometry = data.Geometry.from_args(args)
     augment = data.Augment(data.parse_augment(args.augment))
     dtype = engine.autocast_dtype(args.amp, device)
     if rank == 0:
         print(f"device: {engine.describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
 
-    spec, splits, audits, layout = prepare_data(args)
+    spec, splits, audits, layout = prepare_data(args, processes)
+    geometry = data.Geometry.from_args(args, spec.num_classes)
     model, initial = prepare_model(args, spec, last, device)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
     batches = data.draw_tickets(len(splits["train"]), args.batch_size, torch.Generator())
@@ -400,8 +408,9 @@ def print_result(run):
     if miou is None or floor is None:
         print("no labelled pixel in the validation split: no mIoU")
     else:
-        gain = (miou - floor) / (1 - floor)
-        print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {gain:.3f}")
+        gain = metrics.semantic_gain(miou, floor)
+        shown = "undefined" if gain is None else f"{gain:.3f}"
+        print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {shown}")
     print(f"best {run.args.monitor} {run.best:.3f}; next: python evaluate.py --ckpt {run.path}/best.pth")
 
 

@@ -67,7 +67,15 @@ def main():
     for name, (make, changes, expected) in CONTROLS.items():
         if args.only not in (None, name):
             continue
-        settings = {"model": "fpn_mobilenet_v2", "image_size": [120, 160], "batch_size": 8, "lr": 2e-3, "iters": 600}
+        settings = {
+            "model": "fpn_mobilenet_v2",
+            "weights": "none",
+            "freeze": "none",
+            "image_size": [120, 160],
+            "batch_size": 8,
+            "lr": 2e-3,
+            "iters": 600,
+        }
         settings |= {"seed": 0, "workers": args.workers, "limit": args.limit, "fresh": True} | changes
         chosen = Namespace(**settings)
         splits = {

@@ -127,9 +127,9 @@ def test_crop_cuts_the_same_box_and_pads_with_void(folder_set):
 
 
 def test_a_large_photo_enters_the_network_reduced():
-    geometry = data.Geometry([1, 1], crop=[64, 64])
+    geometry = data.Geometry([1, 1], crop=[64, 64], most_pixels=1_000_000)
     height, width = geometry.network_size(3000, 4000)
-    assert height * width <= data.NETWORK_PIXELS * 1.01
+    assert height * width == pytest.approx(1_000_000, rel=0.01)
     assert abs(width / height - 4 / 3) < 0.01
     assert geometry.network_size(300, 400) == (300, 400)
     assert data.Geometry([1, 1], crop=[64, 64], short_side=150).network_size(300, 400) == (150, 200)
@@ -350,3 +350,28 @@ def test_pairing_faults(folder_set, capsys):
     assert "1 masks" in capsys.readouterr().err
     with pytest.raises(UserError, match="no folder"):
         data.open_split(data_specs.CAMVID, folder_set, "train")
+
+
+def test_16_bit_images_keep_their_shades_and_unbounded_ones_are_refused(tmp_path):
+    deep = (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(np.array(data.read_image(tmp_path / "deep.png"))[..., 0], deep >> 8)
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="mode F"):
+        data.read_image(tmp_path / "float.tif")
+
+
+def test_a_palette_mask_with_its_own_order_is_read_by_its_colours(folder_set):
+    split = open_folder(folder_set)
+    mask = split.pairs[0][1]
+    target = data.read_target(mask, split.spec)
+    turned = Image.fromarray((2 - target).astype(np.uint8))  # indices reversed, and the palette with them
+    turned.putpalette([part for colour in reversed(split.spec.palette) for part in colour])
+    turned.save(mask)
+    assert np.array_equal(data.read_target(mask, split.spec), target)
+
+
+def test_a_cut_that_leaves_a_split_empty_says_so(tmp_path):
+    root = write_folder_set(tmp_path / "s", counts=(("train", 2),))
+    with pytest.raises(UserError, match="hash rule puts none of the 2 images"):
+        [open_folder(root, split) for split in ("val", "test")]

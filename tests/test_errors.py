@@ -1,5 +1,6 @@
 """Every wrong input of the list: one line `error: what, where, remedy`, exit code 2, no traceback, nothing lost."""
 
+import json
 import os
 import shutil
 import sys
@@ -196,3 +197,102 @@ def test_a_folder_that_cannot_be_written(folder_set, tmp_path, monkeypatch, caps
     code, err = run(train, words, monkeypatch, capsys)
     assert code == 2
     is_one_error_line(err, ["locked"])
+
+
+# ---- found by a hostile reader
+
+
+def classes_json(folder_set, **content):
+    path = folder_set / "classes.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"void": [0]}, "mask value 0 is void and class red"),
+        ({"void": [[200, 40, 40]]}, "both void and a class"),
+        ({"classes": [{"name": "a", "color": [1, 2]}]}, "classes.json cannot be used"),
+        ({"classes": [{"name": "a", "color": [300, 2, 3]}]}, "0 to 255"),
+    ],
+)
+def test_contradictions_in_classes_json(content, part, folder_set, tmp_path, monkeypatch, capsys):
+    classes_json(folder_set, **content)
+    words = ["--dataset", "folder", "--data-dir", folder_set, "--run-dir", tmp_path / "run", *TINY]
+    code, err = run(train, words, monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, [part])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--schedule", "cosine-restarts:t0=0"], ["t0=0", "out of range"]),
+        (["--augment", "rotate=5:10"], ["rotate='5:10'"]),
+        (["--loss", "ce=1:2"], ["ce='1:2'"]),
+        (["--batch-size", "1"], ["fewer than 2 images", "use at least 2"]),
+    ],
+)
+def test_values_that_parse_but_cannot_be_meant(words, parts, folder_set, tmp_path, monkeypatch, capsys):
+    usual = ["--dataset", "folder", "--data-dir", folder_set, "--run-dir", tmp_path / "run", *TINY]
+    code, err = run(train, [*usual, *words], monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, parts)
+
+
+def test_an_output_folder_that_is_a_file(trained, folder_set, tmp_path, monkeypatch, capsys):
+    run_dir, data = trained
+    (tmp_path / "file").write_text("here")
+    words = ["--dataset", "folder", "--data-dir", folder_set, "--run-dir", tmp_path / "file", *TINY]
+    code, err = run(train, words, monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, ["file"])
+    words = ["--ckpt", run_dir / "best.pth", data / "images" / "test", "--out", tmp_path / "file"]
+    code, err = run(predict, words, monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, ["file"])
+
+
+def test_evaluate_reads_every_file_before_it_computes_anything(trained, tmp_path, monkeypatch, capsys):
+    run_dir, _ = trained
+    data = write_folder_set(tmp_path / "other")
+    rewrite_all(data, "test", lambda m: m + 7)
+    code, err = run(evaluate, ["--ckpt", run_dir / "best.pth", "--data-dir", data], monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, ["label 7", "in 3 files"])
+    assert "evaluate test" not in err
+
+
+def test_evaluate_on_one_image_says_what_is_undefined(trained, tmp_path, monkeypatch, capsys):
+    run_dir, _ = trained
+    words = ["--ckpt", run_dir / "best.pth", "--limit", 1, "--out", tmp_path]
+    code, _ = run(evaluate, words, monkeypatch, capsys)
+    assert code == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["miou_interval"] is None
+
+
+@pytest.mark.parametrize(
+    "words", [["--model", "unet"], ["--weights", "nowhere.pth"], ["--freeze", "all"], ["--ckpt", "x", "--lr", "1"]]
+)
+def test_diagnose_takes_a_wrong_flag_for_what_it_is(words, folder_set, monkeypatch, capsys):
+    code, err = run(diagnose, ["--dataset", "folder", "--data-dir", folder_set, *words], monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, [])
+
+
+def test_diagnose_names_faulty_data_whichever_probe_comes_upon_it(folder_set, tmp_path, monkeypatch, capsys):
+    one_based(folder_set)
+    words = ["--noise-test", "--dataset", "folder", "--data-dir", folder_set, "--out", tmp_path]
+    code, _ = run(diagnose, words, monkeypatch, capsys)
+    assert code == 1
+    assert json.loads((tmp_path / "diagnosis.json").read_text())["root_cause"] == "unknown_labels"
+
+
+def test_a_lost_log_does_not_spoil_the_resumed_one(trained, tmp_path, monkeypatch, capsys):
+    run_dir, _ = trained
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").unlink()
+    code, err = run(train, ["--run-dir", tmp_path / "run", "--resume"], monkeypatch, capsys)
+    assert code == 0
+    assert "lines are missing" in err
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == b""

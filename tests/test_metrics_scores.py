@@ -168,6 +168,22 @@ def test_shards_and_batches_in_any_order_add_up_to_the_whole(kind):
     assert forward.positives == int(positives.sum())
 
 
+def test_merging_keeps_the_coarser_resolution():
+    scores, positives = draw("narrow", 5000, torch.Generator().manual_seed(6))
+    coarse = histogram_of(scores[:4000], positives[:4000], resolution=0)
+    for first, second in ((coarse, histogram_of(scores[4000:], positives[4000:])), (ScoreHistogram(), coarse)):
+        for merged, other in ((first, second), (second, first)):
+            histogram = ScoreHistogram.from_state(merged.state())
+            histogram.merge(other)
+            assert histogram.resolution == 0
+            value, error = histogram.aupr()
+            seen = histogram.positives + histogram.negatives
+            assert abs(value - average_precision_score(positives[:seen], scores[:seen])) <= error + ROUNDING
+    histogram = ScoreHistogram.from_state(coarse.state())
+    histogram.update(scores[4000:], positives[4000:])
+    assert_same(histogram, histogram_of(scores, positives, resolution=0))
+
+
 def pages_at(scores, resolution):
     """How many pages of 1024 bins the scores touch when bins are 2**-resolution wide, within their limits."""
     exponent = np.frexp(scores)[1] - 1

@@ -205,7 +205,7 @@ def banded_set(root):
 
 def options(**changes):
     base = {"model": "fpn_mobilenet_v2:channels=32", "image_size": [32, 48], "batch_size": 8, "lr": 3e-3, "iters": 90}
-    return Namespace(**{**base, "seed": 0, "workers": 0, **changes})
+    return Namespace(**{**base, "seed": 0, "workers": 0, "weights": "none", "freeze": "none", **changes})
 
 
 def leak(images, targets, generator):

@@ -32,7 +32,7 @@ def streets(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes():
     """Labels of some scenes of each split, as on disk."""
-    return {split: np.stack([synthetic.render(0, split, i)[1] for i in range(14)]) for split in synthetic.SPLITS}
+    return {split: np.stack([synthetic.render(0, split, i)[1] for i in range(12)]) for split in synthetic.SPLITS}
 
 
 def contents(root):
@@ -75,7 +75,7 @@ def test_pixels_are_the_same_on_every_machine():
     for split, index in (("train", 0), ("validation", 7), ("test", 11), ("test", 12)):
         for picture in synthetic.render(0, split, index):
             digest.update(picture.tobytes())
-    assert digest.hexdigest() == "PINNED"
+    assert digest.hexdigest() == "3c13787738b2c648628ca9e17c4df10e51718a044789c6c62f653732822aea7a"
 
 
 def test_seed_split_and_index_each_change_the_scene():
@@ -123,10 +123,9 @@ def test_known_classes_everywhere_and_the_anomaly_in_the_test_split_only(scenes)
     assert 0.01 < anomaly.mean() < 0.04
 
 
-def test_class_frequencies_span_two_orders_of_magnitude():
-    labels = np.stack([synthetic.render(1, "train", i)[1] for i in range(40)])
-    counts = np.bincount(labels.ravel(), minlength=14)[1:14]
-    assert counts.max() > 80 * counts.min()  # of few images; of all 480 it is over 100
+def test_class_frequencies_span_nearly_two_orders_of_magnitude(scenes):
+    counts = sum(np.bincount(labels.ravel(), minlength=15)[1:14] for labels in scenes.values())
+    assert counts.max() > 70 * counts.min()  # 36 images; over the 480 of the training split it is more than 100
 
 
 def test_twenty_kinds_of_hazard_none_of_them_a_known_thing():
@@ -142,14 +141,14 @@ def test_twenty_kinds_of_hazard_none_of_them_a_known_thing():
 @pytest.mark.parametrize("sprite", synthetic_sprites.HAZARDS, ids=lambda sprite: sprite.name)
 def test_hazard_is_seen_in_full_size(sprite):
     canvas = synthetic_canvas.Canvas()
-    view = synthetic_canvas.View(horizon=20, height=160, focal=260, vanish=160, bend=0, offset=0)
-    (thing,) = [synthetic_objects.place(synthetic_canvas.Stream(1), (sprite,), 13, 1000, 0)]
+    view = synthetic_canvas.View(horizon=100, height=160, focal=260, vanish=160, bend=0, offset=0)
+    (thing,) = [synthetic_objects.place(synthetic_canvas.Stream(1), (sprite,), 13, 1200, 0)]
     synthetic_objects.draw_thing(canvas, view, thing._replace(percent=100))
     rows, columns = np.nonzero(canvas.labels == 13)
-    foot = 20 + 260 * 160 // 1000
+    foot = 100 + 260 * 160 // 1200
     assert abs(rows.max() + 1 - foot) <= 2 + sprite.height // 40
-    assert 0.6 < np.ptp(columns) / (sprite.width * 260 / 1000) < 1.05
-    assert 0.8 < np.ptp(rows) / (sprite.height * 260 / 1000) < 1.05
+    assert 0.6 < np.ptp(columns) / (sprite.width * 260 / 1200) < 1.05
+    assert 0.7 < np.ptp(rows) / (sprite.height * 260 / 1200) < 1.05
     assert len(rows) > 0.15 * np.ptp(rows) * np.ptp(columns)
 
 
@@ -164,7 +163,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
 
 
 def test_a_killed_run_passes_for_nothing_and_can_be_run_again(tmp_path):
-    kill = "import os, sys, synthetic; synthetic.write_streets(sys.argv[1], workers=1, progress=lambda n: os.kill(os.getpid(), 9))"
+    kill = (
+        "import os, sys, synthetic; stop = lambda done: os.kill(os.getpid(), 9);"
+        "synthetic.write_streets(sys.argv[1], workers=1, progress=stop)"
+    )
     root = tmp_path / "streets"
     run = subprocess.run([sys.executable, "-c", kill, root], cwd=HOUSE, env=os.environ, check=False)
     assert run.returncode == -signal.SIGKILL
