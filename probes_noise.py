@@ -103,8 +103,9 @@ def chance_miou(shares):
 def references(audit, split, layout):
     """What is known beforehand, on a split's targets at their own size.
 
-    Returns {"prior", "layout": nats per pixel, "spread": the layout loss's standard deviation over images, "chance",
-    "prior_miou", "layout_map": mIoU of the a = 0 map, "floor"}.
+    Returns {"prior", "layout": nats per pixel, "spread": the layout loss's standard deviation over images,
+    "train_layout": the layout loss on the training targets themselves, which nothing that only knows the place can beat
+    by more than chance, "chance", "prior_miou", "layout_map": mIoU of the a = 0 map, "floor"}.
     """
     num_classes = split.spec.num_classes
     distribution = torch.from_numpy(np.asarray(metrics.layout_distribution(audit.grids, num_classes)))
@@ -120,6 +121,7 @@ def references(audit, split, layout):
         for name, guess in (("prior_miou", top), ("layout_map", plain), ("floor", layout.map)):
             guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
             confusions[name] = confusions[name] + metrics.confusion_matrix(guess, target, num_classes)
+    sums["train_layout"] = [metrics.pixel_nll(distribution, torch.from_numpy(grid)) for grid in audit.grids]
     per_image = [nats / n for nats, n in sums["layout"] if n]
     return {
         **{name: sum(nats for nats, _ in rows) / max(1, sum(n for _, n in rows)) for name, rows in sums.items()},
@@ -227,8 +229,11 @@ def judge(curve, known):
     if loss < layout - spread:
         remedy = "find what carries the labels into the network: an input channel, a file order, a cached target"
         return Finding("noise_test", "fail", f"the labels leak in: {held}", cause="label_leak", remedy=remedy, **about)
-    if train_loss < layout - spread:
-        why = f"memorised: training loss {train_loss:.3f} ran away from the validation loss; {held}"
+    if train_loss < known["train_layout"] - spread:
+        why = (
+            f"memorised: training loss {train_loss:.3f} (layout there {known['train_layout']:.3f}) ran away from the "
+            f"validation loss; {held}"
+        )
         remedy = "the noise repeats for each image, so that it can be learnt by heart; draw it anew every time"
         return Finding("noise_test", "fail", why, cause="memorised_noise", remedy=remedy, **about)
     if loss >= prior:

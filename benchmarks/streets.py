@@ -47,11 +47,11 @@ def colour_counts(split):
 
 def table_confusion(table, split):
     """Confusion of predicting table[colour bin] on a split."""
-    return sum(
-        metrics.confusion_matrix(torch.from_numpy(table[colour_bins(image)]), torch.from_numpy(target), table_classes)
-        for image, target in map(split.read, range(len(split)))
-        for table_classes in [split.spec.num_classes]
-    )
+    confusion = 0
+    for image, target in map(split.read, range(len(split))):
+        guess = torch.from_numpy(table[colour_bins(image)])
+        confusion = confusion + metrics.confusion_matrix(guess, torch.from_numpy(target), split.spec.num_classes)
+    return confusion
 
 
 def colour_alone(train, test):
@@ -84,8 +84,11 @@ def main():
     if not args.ckpt:
         subprocess.run([sys.executable, "train.py", "@recipes/streets.args", "--run-dir", "runs/streets"], check=True)
     checkpoint = args.ckpt or "runs/streets/best.pth"
-    subprocess.run([sys.executable, "evaluate.py", "--ckpt", checkpoint, "--panels", "0"], check=True)
-    result = json.loads((Path(checkpoint).parent / "evaluation.json").read_text())
+    out = Path(checkpoint).parent / "figures"  # beside the run's own report, not over it
+    subprocess.run(
+        [sys.executable, "evaluate.py", "--ckpt", checkpoint, "--panels", "0", "--out", str(out)], check=True
+    )
+    result = json.loads((out / "evaluation.json").read_text())
     print(f"1. layout floor  {result['layout_floor']:.3f}  (a = {layout.exponent})")
     print(f"2. colour alone  {colour:.3f}  (a = {exponent})")
     print(f"3. test mIoU     {result['miou']:.3f}")
