@@ -1,6 +1,6 @@
 """Say what is wrong with a data set, a model, or a training, how that is known, and what to do.
 
-    python diagnose.py --noise-test                             what do the labels alone teach? 2.5 minutes on 2 cores
+    python diagnose.py --noise-test                             what do the labels alone teach? about 3 minutes
     python diagnose.py --data --dataset folder --data-dir DIR   files, labels, classes, layout floor
     python diagnose.py --ckpt runs/streets/best.pth             every probe that applies and trains nothing
     python diagnose.py --all --dataset camvid --data-dir DIR    everything that needs no checkpoint

@@ -1,6 +1,6 @@
 """Train a segmentation model, and show every mIoU beside what a predictor gets that never opens the image.
 
-    python train.py                                             the embedded street scenes, about 4 minutes on 2 cores
+    python train.py @recipes/streets.args                       the embedded street scenes, what `make` trains
     python train.py @recipes/camvid.args --data-dir DIR         a recipe on real data
     python train.py --dataset folder --data-dir DIR             your own images and masks
     python train.py --run-dir runs/camvid --resume              go on where a run stopped, bit for bit

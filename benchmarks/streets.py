@@ -1,6 +1,6 @@
 """The four figures that keep the embedded streets from being a toy.
 
-    python benchmarks/streets.py                            trains the default recipe first, about 5 minutes on 2 cores
+    python benchmarks/streets.py                            trains the default recipe first
     python benchmarks/streets.py --ckpt runs/streets/best.pth
 
 1. layout floor, 0.20 to 0.40   what the training masks alone give on the test split
