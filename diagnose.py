@@ -81,9 +81,10 @@ class Patient:
         if config:
             engine.check_classes(self.spec, self.content)
         self.splits = {name: data.open_split(self.spec, root, name, args.limit) for name in ("train", "val")}
-        if not args.ckpt:  # a wrong --model, --weights or --freeze is the user's mistake, not a finding
+        self.fresh = None
+        if not args.ckpt:  # built at once: a wrong --model, --weights or --freeze is the user's mistake, not a finding
             torch.manual_seed(args.seed)
-            models.start_model(args, self.spec.num_classes)
+            self.fresh = models.start_model(args, self.spec.num_classes)[0].to(self.device)
         self.audits = None
         self.noted = None  # (finding, totals, statistics) of the one pass that two probes share
 
@@ -125,11 +126,10 @@ class Patient:
     def model_and_loss(self):
         """The model to examine and its criterion: the checkpoint's, or a fresh one with plain cross-entropy."""
         if self.config is None:
-            model = models.start_model(self.args, self.spec.num_classes)[0].to(self.device)
             criterion = losses.Criterion(
-                {"ce": 1.0}, self.spec.num_classes, data.Normalise(), aux_weights=model.aux_weights
+                {"ce": 1.0}, self.spec.num_classes, data.Normalise(), aux_weights=self.fresh.aux_weights
             )
-            return model, criterion.to(self.device)
+            return self.fresh, criterion.to(self.device)
         config, counts = self.config, self.clean_audit()["train"].counts
         models.freeze(self.predictor.model, config.freeze)
         criterion = losses.Criterion(
