@@ -25,6 +25,7 @@ from flags import UserError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB images in [0, 1], what the published weights expect
 STD = (0.229, 0.224, 0.225)
+FILL = tuple(round(255 * mean) for mean in MEAN)  # the colour outside an image, which normalisation turns into 0
 LOGIT_BYTES = 640 << 20  # the most that one image's logits may take; a larger image enters the network reduced
 
 AUGMENTATIONS = {"flip": 0.5, "scale": [0.5, 2.0], "translate": 0.1, "rotate": 10.0, "colour": 0.3, "noise": 0.05}
@@ -50,6 +51,12 @@ def add_geometry_flags(parser):
         default="flip=0.5,scale=0.75:1.5,colour=0.3",
         help="flip=chance, scale=low:high, translate=share of the canvas, rotate=degrees, colour=strength, noise=sigma "
         "of [0, 1]; none: off",
+    )
+    group.add_argument(
+        "--sampling",
+        default="uniform",
+        help="which images an epoch shows: uniform (each once), balanced (each class as often as any other), "
+        "rare-crops:share=0.5 (that share of the crops holds a rare class; with --crop)",
     )
 
 
@@ -171,9 +178,13 @@ def likely_cause(unknown, seen, where, spec):
     declared = [v for v, i in spec.values.items() if i != VOID]
     if Path(where).suffix.lower() in (".jpg", ".jpeg"):
         return "the mask is a JPEG, whose compression invents values along every border", "export masks as PNG"
+    if not declared and max(unknown) < 256:
+        return f"one number a pixel, where {spec.name} codes its classes by colour", "use the set's own masks"
+    if spec.colours and max(unknown) > 255 and len(unknown) > len(spec.colours):
+        return "colours mixed by resizing or compression", "save masks as PNG, resized by nearest neighbour only"
     if len(seen) > 64 and len(seen) > 2 * len(spec.values):
         return f"{len(seen)} different values make a grey-scale picture, not class numbers", "export class numbers"
-    if set(unknown) == {max(declared) + 1} and min(declared) not in seen:
+    if declared and set(unknown) == {max(declared) + 1} and min(declared) not in seen:
         return "labels that start at 1", 'map them with "label_map" or "values" in classes.json'
     if set(unknown) == {VOID}:
         return "255 usually marks void", 'declare "void": [255] in classes.json'
@@ -242,9 +253,7 @@ class Geometry:
         left = int(ticket.left * (max(width - columns, 0) + 1))
         image, target = image[top : top + rows, left : left + columns], target[top : top + rows, left : left + columns]
         missing = (0, columns - target.shape[1], 0, rows - target.shape[0])  # right and bottom border
-        # What lies outside the image has no label; its colour is the mean that normalisation turns into 0.
-        fill = torch.tensor([round(255 * m) for m in MEAN], dtype=torch.uint8)
-        canvas = fill.expand(rows, columns, 3).clone()
+        canvas = torch.tensor(FILL, dtype=torch.uint8).expand(rows, columns, 3).clone()
         canvas[: image.shape[0], : image.shape[1]] = image
         return canvas, F.pad(target, missing, value=VOID)
 
@@ -281,7 +290,10 @@ class Split:
 def open_dataset(args):
     """The spec that --dataset names and the folder it lies in."""
     root = Path(args.data_dir or Path("data") / args.dataset)
-    return build_spec(args.dataset, root), root
+    spec = build_spec(args.dataset, root)
+    if spec.note:
+        flags.warn(f"{spec.name}: {spec.note}")
+    return spec, root
 
 
 def open_split(spec, root, split, limit=0):
@@ -319,10 +331,19 @@ def draw_tickets(images, batch_size, order):
 
     A last batch of a single image, which batch norm refuses, joins the batch before it.
     """
+    return batch_tickets(uniform_tickets(images, order), batch_size)
+
+
+def uniform_tickets(images, order):
+    """One ticket an image, shuffled, with a crop box anywhere; all drawn from the generator `order`."""
     indices = torch.randperm(images, generator=order).tolist()
     places = torch.rand(images, 2, generator=order).tolist()
-    tickets = [Ticket(i, *places[i]) for i in indices]
-    batches = [tickets[i : i + batch_size] for i in range(0, images, batch_size)]
+    return [Ticket(i, *places[i]) for i in indices]
+
+
+def batch_tickets(tickets, batch_size):
+    """An epoch's tickets as batches; a last batch of one joins the batch before it."""
+    batches = [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
@@ -413,7 +434,7 @@ class Augment:
     """Vary images and targets together on the device: one sampling grid moves both.
 
     options: `parse_augment`'s. Images are sampled bilinearly, targets by nearest neighbour; what lies outside the image
-    gets the mean colour and void.
+    gets the mean colour, which no jitter changes, and void.
     """
 
     def __init__(self, options):
@@ -424,11 +445,15 @@ class Augment:
 
         generator: on the images' device; every draw comes from it.
         """
-        images = to_float(images)  # (N, 3, H, W)
-        if self.options.keys() & {"flip", "scale", "translate", "rotate"}:
-            images, targets = warp(images, targets, self.draw_affine(images, generator))
-        if self.options.get("colour"):
-            images = jitter_colour(images, self.options["colour"], generator)
+        raw, images = images, to_float(images)  # (N, H, W, 3), (N, 3, H, W)
+        moving = self.options.keys() & {"flip", "scale", "translate", "rotate"}
+        affine = self.draw_affine(images, generator) if moving else None
+        if self.options.get("colour"):  # before the warp, which brings the mean colour in from outside
+            images = images.contiguous()  # sums over channels are twice as fast
+            jittered = jitter_colour(images, self.options["colour"], generator)
+            images = torch.where(find_outside(raw, targets), images, jittered)
+        if moving:
+            images, targets = warp(images, targets, affine)
         if self.options.get("noise"):
             sigma = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * self.options["noise"]
             noise = torch.randn(images.shape, generator=generator, device=images.device)
@@ -471,11 +496,22 @@ def warp(images, targets, affine):
     return images, labels[:, 0].round_().to(torch.uint8)
 
 
+def find_outside(images, targets):
+    """(N, 1, H, W) bool: what `Geometry.cut` added around images (N, H, W, 3) uint8; targets (N, H, W) uint8."""
+    red, green, blue = (images[..., channel] == FILL[channel] for channel in range(3))
+    return ((targets == VOID) & red & green & blue)[:, None]
+
+
 def jitter_colour(images, strength, generator):
-    """Vary brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor of 1 ± strength."""
+    """Vary brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor of 1 ± strength.
+
+    Contrast is the distance to the image's mean grey g, saturation that to the pixel's mean m over channels:
+    x1 = ((x - g) · contrast + g) · brightness, x2 = (x1 - m1) · saturation + m1; here multiplied out.
+    """
     draws = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=images.device)
     brightness, contrast, saturation = 1 + strength * (2 * draws - 1)
     grey = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = ((images - grey) * contrast + grey) * brightness
-    luma = images.mean(dim=1, keepdim=True)
-    return ((images - luma) * saturation + luma).clamp_(0, 1)
+    luma = images.mean(dim=1, keepdim=True)  # (N, 1, H, W)
+    gain = brightness * contrast
+    rest = brightness * (1 - contrast) * grey + gain * (1 - saturation) * luma
+    return torch.addcmul(rest, images, gain * saturation).clamp_(0, 1)

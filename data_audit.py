@@ -1,7 +1,8 @@
 """The audit: read every pair of a split once, before anything is learnt from it.
 
 One pass gives what is wrong (unreadable files, sizes, label values), what is there (pixels per class, void share) and
-the targets shrunk to the layout grid, from which the class weights and the layout floor follow.
+the targets shrunk to the layout grid, from which the class weights and the layout floor follow; and where in each image
+each class lies, for the sampling that looks for rare ones.
 """
 
 import os
@@ -22,11 +23,18 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass
 class Audit:
-    """What a split holds. counts: (C,) int64 pixels per class; grids: (N, rows, columns) uint8 shrunken targets."""
+    """What a split holds.
+
+    grids: (N, rows, columns) uint8 shrunken targets; image_counts: (N, C) int64 pixels per image and class;
+    places: (N, C, 2) float32, row and column in [0, 1] of one pixel of the class, -1 where the image has none;
+    image_sizes: (N, 2) int64, height and width, 0 for a broken file.
+    """
 
     split: object
-    counts: np.ndarray
     grids: np.ndarray
+    image_counts: np.ndarray
+    places: np.ndarray
+    image_sizes: np.ndarray
     values: Counter = field(default_factory=Counter)  # mask value -> pixels
     sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
     void: int = 0
@@ -34,6 +42,11 @@ class Audit:
     unknown: dict = field(default_factory=dict)  # file -> {mask value: pixels}
     broken: dict = field(default_factory=dict)  # file -> the error's text
     rotated: list = field(default_factory=list)  # files with an EXIF orientation
+
+    @property
+    def counts(self):
+        """(C,) int64 pixels per class."""
+        return self.image_counts.sum(axis=0)
 
     @property
     def pixels(self):
@@ -69,13 +82,42 @@ def audit(split, grid, progress=None):
 
     grid: (rows, columns) of the shrunken targets (nearest, pixel centres). progress: called with the pairs done.
     """
-    result = Audit(split, np.zeros(split.spec.num_classes, np.int64), np.full((len(split), *grid), VOID, np.uint8))
+    result = _empty(split, grid)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for index, pair in enumerate(pool.map(lambda i: _read(split, i, grid), range(len(split)))):
             _add(result, index, pair)
             if progress:
                 progress(index + 1)
     return result
+
+
+def _empty(split, grid):
+    images, classes = len(split), split.spec.num_classes
+    return Audit(
+        split,
+        grids=np.full((images, *grid), VOID, np.uint8),
+        image_counts=np.zeros((images, classes), np.int64),
+        places=np.full((images, classes, 2), -1, np.float32),
+        image_sizes=np.zeros((images, 2), np.int64),
+    )
+
+
+def class_places(target, counts):
+    """A pixel of each class in a target (H, W) uint8: in its pixels' median row, the middle one.
+
+    counts: (C,) int, pixels of each class. Returns the pixels' centres, (C, 2) float32, row and column in [0, 1]; -1
+    where the class is absent.
+    """
+    width, ends = target.shape[1], np.cumsum(counts)
+    pixels = np.argsort(target, axis=None, kind="stable")  # class by class, each in reading order
+    places = np.full((len(counts), 2), -1, np.float32)
+    for train_id in np.flatnonzero(counts):
+        own = pixels[ends[train_id] - counts[train_id] : ends[train_id]]
+        row = own[len(own) // 2] // width
+        first, after = np.searchsorted(own, (row * width, (row + 1) * width))
+        column = own[(first + after) // 2] % width
+        places[train_id] = (row + 0.5) / target.shape[0], (column + 0.5) / width
+    return places
 
 
 def _read(split, index, grid):
@@ -91,7 +133,8 @@ def _read(split, index, grid):
     shrunken = Image.fromarray(target).resize(grid[::-1], Image.Resampling.NEAREST)
     counts = np.bincount(target.ravel(), minlength=256)
     unknown = count_values(values[target == UNKNOWN]) if counts[UNKNOWN] else {}
-    return target.shape, counts, count_values(values), unknown, np.asarray(shrunken), rotated
+    places = class_places(target, counts[: split.spec.num_classes])
+    return target.shape, counts, places, count_values(values), unknown, np.asarray(shrunken), rotated
 
 
 def _add(result, index, pair):
@@ -99,9 +142,10 @@ def _add(result, index, pair):
     if isinstance(pair, str):
         result.broken[str(image_path)] = pair
         return
-    size, counts, values, unknown, result.grids[index], rotated = pair
+    size, counts, result.places[index], values, unknown, result.grids[index], rotated = pair
     classes = result.split.spec.num_classes
-    result.counts += counts[:classes]
+    result.image_counts[index] = counts[:classes]
+    result.image_sizes[index] = size
     result.void += int(counts[VOID])
     result.anomaly += int(counts[classes]) if result.split.spec.anomaly else 0
     result.values.update(values)

@@ -1,17 +1,19 @@
 """What each data set looks like on disk, as plain declarations.
 
 A `Spec` says where the pairs of a split lie and how a mask's values become train ids: 0 … C-1 for the known classes, C
-for anomaly where the set has one, 255 for void. `folder` is anyone's own set, described by its `classes.json`.
+for anomaly where the set has one, 255 for void. A set that comes in several official forms has one Spec a form, and
+what lies in the data folder decides. `folder` is anyone's own set, described by its `classes.json`.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+import data_ade20k
 from flags import UserError, nearest, warn
 
 VOID = 255  # the train id no loss and no metric counts
@@ -21,11 +23,14 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pp
 
 @dataclass(frozen=True)
 class Spec:
-    """One data set's coding.
+    """One data set's layout and coding.
 
     values: mask value -> train id, for masks that hold one number a pixel; colours: (r, g, b) -> train id, for masks
     drawn in colours (empty where there are none); splits: name -> (image folder, mask folder) under the data folder;
-    cut: the splits without a folder of their own, cut from train by the hash rule of `cut_of`.
+    cut: the splits without a folder of their own, cut from train by the hash rule of `cut_of`, which reads an image's
+    name, or with cut_by="folder" its folder's; image_ending, mask_ending: what a file's name ends with before its type,
+    after the name that image and mask share; lists: split -> file under the data folder with one such name a line,
+    where a split's folders hold more than the split; note: what to know before its numbers are compared with others'.
     """
 
     name: str
@@ -36,6 +41,11 @@ class Spec:
     colours: dict
     anomaly: bool = False
     cut: tuple = ()
+    cut_by: str = "name"
+    image_ending: str = ""
+    mask_ending: str = ""
+    lists: dict = field(default_factory=dict)
+    note: str = ""
 
     @property
     def num_classes(self):
@@ -46,7 +56,8 @@ class Spec:
     def value_table(self):
         """Mask value 0 … 65535 -> train id, (65536,) uint8; UNKNOWN where the set has no such value."""
         table = np.full(65536, UNKNOWN, np.uint8)
-        table[list(self.values)] = list(self.values.values())
+        for value, train_id in self.values.items():
+            table[value] = train_id
         return table
 
     @cached_property
@@ -93,14 +104,109 @@ STREETHAZARDS = Spec(
     anomaly=True,
 )  # fmt: skip
 
-STREETS = Spec(**{**vars(STREETHAZARDS), "name": "streets"})  # the embedded scenes: same layout, same coding
+STREETS = replace(STREETHAZARDS, name="streets")  # the embedded scenes: same layout, same coding
 
-SPECS = {spec.name: spec for spec in (STREETS, CAMVID, STREETHAZARDS)}
+MSRC_COLOURS = {
+    "building": (128, 0, 0), "grass": (0, 128, 0), "tree": (128, 128, 0), "cow": (0, 0, 128), "horse": (128, 0, 128),
+    "sheep": (0, 128, 128), "sky": (128, 128, 128), "mountain": (64, 0, 0), "aeroplane": (192, 0, 0),
+    "water": (64, 128, 0), "face": (192, 128, 0), "car": (64, 0, 128), "bicycle": (192, 0, 128),
+    "flower": (64, 128, 128), "sign": (192, 128, 128), "bird": (0, 64, 0), "book": (128, 64, 0), "chair": (0, 192, 0),
+    "road": (128, 64, 128), "cat": (0, 192, 128), "dog": (128, 192, 128), "body": (64, 64, 0), "boat": (192, 64, 0),
+}  # fmt: skip
+
+MSRC = Spec(
+    name="msrc",
+    classes=tuple(MSRC_COLOURS),
+    palette=tuple(MSRC_COLOURS.values()),
+    values={},
+    splits=dict.fromkeys(("train", "val", "test"), ("Images", "GroundTruth")),
+    colours={(0, 0, 0): VOID, **{colour: i for i, colour in enumerate(MSRC_COLOURS.values())}},
+    mask_ending="_GT",
+    lists={split: f"{split}.txt" for split in ("train", "val", "test")},
+)
+
+# Microsoft's archive as it is: no lists.
+MSRC_UNLISTED = replace(
+    MSRC,
+    splits={"train": ("Images", "GroundTruth")},
+    lists={},
+    cut=("val", "test"),
+    note="there is no train.txt beside Images/: val and test are cut from all images by the hash of their names",
+)
+
+# The official test masks of both following sets are kept by their evaluation servers. What is commonly reported is the
+# official validation set, so that is `test` here; `val`, on which best.pth is chosen, is cut from train instead.
+SERVER_NOTE = "its test masks are not public: test is the official validation set, val is cut from train by hash"
+
+ADE20K = Spec(
+    name="ade20k",
+    classes=data_ade20k.CLASSES,
+    palette=data_ade20k.PALETTE,
+    values={0: VOID, **{i + 1: i for i in range(150)}},
+    splits={
+        "train": ("images/training", "annotations/training"),
+        "test": ("images/validation", "annotations/validation"),
+    },
+    colours={},
+    cut=("val",),
+    note=SERVER_NOTE,
+)
+
+CITYSCAPES = Spec(
+    name="cityscapes",
+    classes=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    palette=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+        (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+    values={**{i: i for i in range(19)}, 255: VOID},
+    splits={"train": ("leftImg8bit/train", "gtFine/train"), "test": ("leftImg8bit/val", "gtFine/val")},
+    colours={},
+    cut=("val",),
+    cut_by="folder",  # by city (aachen, erfurt and jena: 402 of 2975): frames of one drive resemble each other
+    image_ending="_leftImg8bit",
+    mask_ending="_gtFine_labelTrainIds",
+    note=SERVER_NOTE,
+)  # fmt: skip
+
+# The ids of the 19 classes among the 34 of the archive's own masks; the others count as void.
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_LABEL_IDS = replace(
+    CITYSCAPES,
+    values={**dict.fromkeys(range(34), VOID), **{label: i for i, label in enumerate(CITYSCAPES_IDS)}},
+    mask_ending="_gtFine_labelIds",
+)
+
+
+def below(spec, folder):
+    """The same set with its archive's own top folder still around it."""
+    splits = {split: tuple(f"{folder}/{part}" for part in parts) for split, parts in spec.splits.items()}
+    return replace(spec, splits=splits, lists={split: f"{folder}/{file}" for split, file in spec.lists.items()})
+
+
+# Every set's forms, in order of preference.
+SPECS = {
+    "streets": (STREETS,),
+    "camvid": (CAMVID,),
+    "streethazards": (STREETHAZARDS,),
+    "msrc": (
+        MSRC,
+        MSRC_UNLISTED,
+        below(MSRC, "MSRC_ObjCategImageDatabase_v2"),
+        below(MSRC_UNLISTED, "MSRC_ObjCategImageDatabase_v2"),
+    ),
+    "ade20k": (ADE20K, below(ADE20K, "ADEChallengeData2016")),
+    "cityscapes": (CITYSCAPES, CITYSCAPES_LABEL_IDS),
+}
 DATASETS = (*SPECS, "folder")
 
 
 def build_spec(name, root):
-    """The spec of a data set by name; for `folder`, read from ROOT/classes.json.
+    """The spec of a data set by name, in the form that lies in ROOT; for `folder`, read from ROOT/classes.json.
 
     Raises UserError for an unknown name, or a classes.json that is missing or wrong.
     """
@@ -108,7 +214,15 @@ def build_spec(name, root):
         return folder_spec(Path(root))
     if name not in SPECS:
         raise UserError(f"unknown data set {name!r}", "--dataset", nearest(name, DATASETS))
-    return SPECS[name]
+    forms = SPECS[name]
+    return next((spec for spec in forms if len(forms) > 1 and _lies_in(Path(root), spec)), forms[0])
+
+
+def _lies_in(root, spec):
+    """Whether the training split of this form is there: folders, list, masks of its ending."""
+    images, masks = (root / part for part in spec.splits["train"])
+    listed = not spec.lists or (root / spec.lists["train"]).is_file()
+    return images.is_dir() and masks.is_dir() and listed and any(masks.rglob(f"*{spec.mask_ending}.*"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,8 +316,9 @@ def cut_of(stem, cut):
 
 
 def layout_text(spec):
-    """The folders a set is expected to have, for an error message."""
-    return ", ".join(f"{images}/ with {masks}/" for images, masks in spec.splits.values())
+    """The folders and lists a set is expected to have, for an error message."""
+    folders = dict.fromkeys(f"{images}/ with {masks}/" for images, masks in spec.splits.values())
+    return ", ".join((*folders, *spec.lists.values()))
 
 
 def find_images(folder):
@@ -212,46 +327,92 @@ def find_images(folder):
 
 
 def find_pairs(spec, root, split):
-    """The (image, mask) paths of a split, sorted by the image's path; a mask has its image's name with any ending.
+    """The (image, mask) paths of a split, sorted by the image's path; a mask has its image's name with any file type.
 
-    Raises UserError for a missing folder, an empty one, an unknown split, two images or masks of one name, or images
-    without a mask. Masks without an image are named in a warning.
+    Raises UserError for a missing folder, an empty one, an unknown split, two images or masks of one name, images
+    without a mask, or a list that is missing, names what is not there or shares a name with another split's. Masks
+    without an image are named in a warning.
     """
     root = Path(root)
+    image_folder, mask_folder = _folders(spec, root, split)
+    images, masks = _by_name(image_folder, spec.image_ending), _by_name(mask_folder, spec.mask_ending)
+    names = _listed(spec, root, split, images) if spec.lists else sorted(images)
+    lonely = [name for name in names if name not in masks]
+    if lonely:
+        raise UserError(
+            f"{len(lonely)} of {len(names)} images have no mask, the first {images[lonely[0]].name}",
+            mask_folder,
+            f"give every image a mask of the same name{spec.mask_ending and ' + ' + spec.mask_ending}, or remove it",
+        )
+    if not spec.lists and masks.keys() - images.keys():
+        warn(f"{len(masks.keys() - images.keys())} masks in {mask_folder} have no image; they are not used")
+    if names and spec.cut and (split in spec.cut or split == "train"):
+        names = _cut(spec, split, names, image_folder)
+    if not names:
+        endings = ", ".join(spec.image_ending + ending for ending in IMAGE_ENDINGS)
+        raise UserError(f"no image for split {split!r}", image_folder, f"expected files that end in {endings}")
+    return [(images[name], masks[name]) for name in names]
+
+
+def _folders(spec, root, split):
+    """The image and the mask folder a split is read from, both there."""
     if split not in spec.splits and split not in spec.cut:
         raise UserError(f"no split {split!r} in {spec.name}", "--split", f"known: {', '.join(spec.splits)}")
-    cutting = split in spec.cut or (split == "train" and spec.cut)
     parts = spec.splits["train" if split in spec.cut else split]
     for part in (".", *parts):
         if not (root / part).is_dir():
             name = root if part == "." else part
             raise UserError(f"no folder {name}", root / part, f"{spec.name} expects {layout_text(spec)}")
-    image_folder, mask_folder = (root / part for part in parts)
-    images, masks = _by_stem(image_folder), _by_stem(mask_folder)
-    lonely = sorted(set(images) - set(masks))
-    if lonely:
-        raise UserError(
-            f"{len(lonely)} of {len(images)} images have no mask, the first {images[lonely[0]].name}",
-            mask_folder,
-            "give every image a mask of the same name, or remove it",
-        )
-    if set(masks) - set(images):
-        warn(f"{len(set(masks) - set(images))} masks in {mask_folder} have no image; they are not used")
-    stems = sorted(images)
-    if cutting and stems and not any(cut_of(Path(s).name, spec.cut) == split for s in stems):
-        what = f"the hash rule puts none of the {len(stems)} images into split {split!r}"
-        raise UserError(what, image_folder, f"make images/{split}/ and masks/{split}/ yourself")
-    stems = [s for s in stems if not cutting or cut_of(Path(s).name, spec.cut) == split]
-    if not stems:
-        raise UserError(f"no image for split {split!r}", image_folder, f"expected {', '.join(IMAGE_ENDINGS)} files")
-    return [(images[stem], masks[stem]) for stem in stems]
+    return [root / part for part in parts]
 
 
-def _by_stem(folder):
+def _by_name(folder, ending):
+    """{name: path} of the images below a folder whose names end in `ending`, which the names here leave out."""
     found = {}
     for path in find_images(folder):
         stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            raise UserError(f"two files named {stem}", folder, f"keep one of {found[stem].name} and {path.name}")
-        found[stem] = path
+        if not stem.endswith(ending):
+            continue
+        name = stem.removesuffix(ending)
+        if name in found:
+            raise UserError(f"two files named {stem}", folder, f"keep one of {found[name].name} and {path.name}")
+        found[name] = path
     return found
+
+
+def _cut(spec, split, names, folder):
+    """The names that the hash rule gives to a split."""
+    parts = [Path(name).parent.name if spec.cut_by == "folder" else Path(name).name for name in names]
+    chosen = [name for name, part in zip(names, parts, strict=True) if cut_of(part, spec.cut) == split]
+    if not chosen:
+        what = f"the hash rule puts none of the {len(names)} images into split {split!r}"
+        own = "make images/val/ and masks/val/ (or test) yourself"
+        raise UserError(what, folder, own if spec.name == "folder" else f"is {spec.name} complete?")
+    return chosen
+
+
+def _listed(spec, root, split, images):
+    """A split's names from its list, sorted, each of them among the images and in no other split's list."""
+    names, file = _read_list(root, spec, split), root / spec.lists[split]
+    missing = sorted(names - images.keys())
+    if missing:
+        what = f"{len(missing)} of {len(names)} names have no image, the first {missing[0]}"
+        raise UserError(what, file, "add the images, or take the names out")
+    for other in spec.lists:
+        shared = sorted(names & _read_list(root, spec, other)) if other != split else []
+        if shared:
+            what = f"{len(shared)} names are in {split} and in {other} too, the first {shared[0]}"
+            raise UserError(what, file, "give every image to one split: what was trained on cannot be measured on")
+    return sorted(names)
+
+
+def _read_list(root, spec, split):
+    """The set of names in a split's list, their file types left out."""
+    path = root / spec.lists[split]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"cannot read the list of split {split!r} ({error.__class__.__name__})"
+        raise UserError(what, path, f"{spec.name} expects {layout_text(spec)}") from None
+    names = (Path(line.strip()) for line in lines if line.strip())
+    return {(n.with_suffix("") if n.suffix.lower() in IMAGE_ENDINGS else n).as_posix() for n in names}

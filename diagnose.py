@@ -28,7 +28,7 @@ import report
 from flags import UserError
 
 PROBES = ("data", "gradient_flow", "collapse", "noise_test")
-ABOUT_A_FRESH_MODEL = {"dataset", "model", "weights", "freeze", "image_size", "iters", "lr"}
+ABOUT_A_FRESH_MODEL = {"dataset", "model", "weights", "freeze", "aux_task", "image_size", "iters", "lr"}
 
 
 def build_parser():
@@ -127,10 +127,10 @@ class Patient:
         """The model to examine and its criterion: the checkpoint's, or a fresh one with plain cross-entropy."""
         if self.config is None:
             criterion = losses.Criterion(
-                {"ce": 1.0}, self.spec.num_classes, data.Normalise(), aux_weights=self.fresh.aux_weights
+                {"ce": [1.0]}, self.spec.num_classes, data.Normalise(), aux_weights=self.fresh.aux_weights
             )
             return self.fresh, criterion.to(self.device)
-        config, counts = self.config, self.clean_audit()["train"].counts
+        config, counts = self.config, self.clean_audit()["train"].image_counts
         models.freeze(self.predictor.model, config.freeze)
         criterion = losses.Criterion(
             losses.parse_loss(config.loss),

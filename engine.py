@@ -6,12 +6,15 @@ into named terms; their weighted sum is the step. Optimiser and schedule are in 
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.optim.swa_utils import AveragedModel
 
 import data
+import data_sampling
 import flags
 import models
 import synthetic
@@ -133,18 +136,22 @@ def open_dataset(args):
 class Training:
     """All that changes while training; `state` holds it, so that a run goes on as if it had not stopped.
 
-    order: the generator that draws tickets; epoch_order: its state at the epoch's start, from which a resumed run
-    draws the same epoch again; offset: batches of the epoch already done.
+    sampling: what draws an epoch's tickets; order: its generator; epoch_order: the generator's state at the epoch's
+    start, from which a resumed run draws the same epoch again; offset: batches of the epoch already done. accumulate:
+    parts that a batch is cut into, one after the other. ema: decay of the averaged weights a step, 0 for none.
     """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    sampling: data_sampling.Sampling
     augment: data.Augment
     device: torch.device
     dtype: torch.dtype | None
     clip: float
     seed: int
+    accumulate: int = 1
+    ema: float = 0.0
     rank: int = 0
     processes: int = 1
     step: int = 0
@@ -160,7 +167,22 @@ class Training:
         self.network = self.model  # what is called: the model, or the model and its gradient exchange
         if self.processes > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.network = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+            # Buffers stay each process's own until `share_buffers`: a loss may call the model twice in one step, and
+            # a broadcast in between would overwrite what the first pass's gradient needs.
+            self.network = torch.nn.parallel.DistributedDataParallel(
+                self.model, device_ids=ids, broadcast_buffers=False
+            )
+        self.average = AveragedModel(self.model, avg_fn=self._approach, use_buffers=True) if self.ema else None
+
+    def _approach(self, average, current, updates):
+        """One step of the moving average; its decay rises to `ema`, so that the first weights are soon forgotten."""
+        decay = min(self.ema, (1 + updates) / (10 + updates))
+        return average + (current - average) * (1 - decay)
+
+    @property
+    def best(self):
+        """The model that is validated and kept in best.pth: the averaged one, where there is one."""
+        return self.average.module if self.average else self.model
 
     def state(self):
         """Everything but the weights, as plain values and CPU tensors."""
@@ -174,6 +196,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "average": self.average.state_dict() if self.average else None,
             "epoch_order": self.epoch_order,
             "random": gather(random),  # one a process
             "step": self.step,
@@ -195,6 +218,8 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.order.set_state(state["epoch_order"])
         self.epoch_order = state["epoch_order"]
         random = state["random"][self.rank]
@@ -204,10 +229,10 @@ class Training:
             torch.cuda.set_rng_state(random["cuda"], self.device)
         self.step, self.epoch, self.offset = state["step"], state["epoch"], state["offset"]
 
-    def draw_epoch(self, images, batch_size):
+    def draw_epoch(self, batch_size):
         """This process's batches of tickets for the current epoch, drawn anew from the epoch's own order state."""
         self.order.set_state(self.epoch_order)
-        return data.share_batches(data.draw_tickets(images, batch_size, self.order), self.rank, self.processes)
+        return data.share_batches(self.sampling.draw(self.order, batch_size), self.rank, self.processes)
 
     def finish_epoch(self):
         """Go on to the next epoch; called once all that belongs to this one (its validation too) is done."""
@@ -218,10 +243,10 @@ class Training:
 def train_one_epoch(training, criterion, split, geometry, batch_size, workers, last_step):
     """Train from `training.offset` to the epoch's end, or to step `last_step`, yielding after each step.
 
-    Yields {"loss": scalar tensor, "terms": {name: scalar tensor}, "gradient_norm": scalar tensor, "images": N}, on the
-    device and not yet read, so that nothing waits for it.
+    Yields {"loss": scalar tensor, "terms": {name: scalar tensor}, "gradient_norm": scalar tensor, "module_norms":
+    {part of the model: scalar tensor}, "images": N}, on the device and not yet read, so that nothing waits for it.
     """
-    batches = training.draw_epoch(len(split), batch_size)
+    batches = training.draw_epoch(batch_size)
     remaining = batches[training.offset :][: last_step - training.step]
     models.train_mode(training.model)
     for images, targets in data.training_batches(split, geometry, remaining, workers, training.device.type == "cuda"):
@@ -238,31 +263,61 @@ def train_step(training, criterion, images, targets):
     images, targets = training.augment(images, targets, training.varying)  # (N, 3, h, w) float32, (N, h, w) uint8
     images = images.contiguous(memory_format=torch.channels_last)
     training.schedule.apply(training.optimizer, training.step)
-    with torch.autocast(training.device.type, training.dtype, enabled=training.dtype is not None):
-        terms = criterion(training.network, images, targets)
-    terms = {name: average(term, training.processes) for name, term in terms.items()}
-    loss = sum(terms.values())
-    norm = optimise(training, loss)
-    shown = {name: share_out(value.detach(), training.processes) for name, value in terms.items()}
-    return {"loss": sum(shown.values()), "terms": shown, "gradient_norm": norm, "images": len(images)}
+    training.optimizer.zero_grad(set_to_none=True)
+    weights = share_weights(criterion.weights(targets), training.processes)
+    # A part of a single image would fail in batch norm, so there are at most half as many parts as images.
+    parts = max(1, min(training.accumulate, len(images) // 2))
+    shown = {}
+    for part in range(parts):
+        chosen = slice(len(images) * part // parts, len(images) * (part + 1) // parts)
+        with exchange(training, last=part == parts - 1):
+            terms = backward(training, criterion, images[chosen], targets[chosen], weights)
+        shown = {name: shown.get(name, 0) + value for name, value in terms.items()}
+    norm, module_norms = optimise(training)
+    shown = {name: share_out(value, training.processes) for name, value in shown.items()}
+    total = sum(shown.values())
+    return {"loss": total, "terms": shown, "gradient_norm": norm, "module_norms": module_norms, "images": len(images)}
 
 
-def average(term, processes):
-    """A criterion's Term -> its weighted mean over the whole step, all processes together; 0 where all is void.
+def backward(training, criterion, images, targets, weights):
+    """Add one part's gradient; returns its terms {name: scalar tensor}.
 
-    Gradients are averaged over processes afterwards, so each one's part is multiplied by their number.
+    weights: what each term is divided by: the whole step's, all parts and processes together. Gradients are averaged
+    over processes afterwards, so each one's part is multiplied by their number.
     """
-    weight = term.weight.detach().clone()
+    with torch.autocast(training.device.type, training.dtype, enabled=training.dtype is not None):
+        totals = criterion(training.network, images, targets)
+    terms = {name: total * training.processes / weights[name].clamp(min=EPSILON) for name, total in totals.items()}
+    loss = sum(terms.values())
+    (training.scaler.scale(loss) if training.scaler else loss).backward()
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def batch_loss(model, criterion, images, targets):
+    """The loss of one batch alone, a scalar with gradient: images (N, 3, H, W) in [0, 1], targets (N, H, W) uint8."""
+    weights, totals = criterion.weights(targets), criterion(model, images, targets)
+    return sum(total / weights[name].clamp(min=EPSILON) for name, total in totals.items())
+
+
+def exchange(training, last):
+    """Processes exchange gradients once a step: with its last part."""
+    return nullcontext() if last or training.processes == 1 else training.network.no_sync()
+
+
+def share_weights(weights, processes):
+    """The sum over processes of a criterion's weights."""
     if processes > 1:
-        dist.all_reduce(weight)
-    return term.scale * processes * term.total / weight.clamp(min=EPSILON)
+        for weight in weights.values():
+            dist.all_reduce(weight)
+    return weights
 
 
 def share_buffers(training):
     """Give every process the first one's batch-norm statistics, the ones a checkpoint keeps."""
     if training.processes > 1:
-        for buffer in training.model.buffers():
-            dist.broadcast(buffer, 0)
+        for module in {training.model, training.best}:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
 
 def share_out(value, processes):
@@ -274,18 +329,25 @@ def share_out(value, processes):
     return value
 
 
-def optimise(training, loss):
-    """Backward and step, with the scaler in fp16; returns the gradient norm before clipping."""
+def optimise(training):
+    """Step, with the scaler in fp16; returns the gradient norm before clipping, whole and by part of the model."""
     optimizer, scaler = training.optimizer, training.scaler
-    optimizer.zero_grad(set_to_none=True)
-    (scaler.scale(loss) if scaler else loss).backward()
     if scaler:
         scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or float("inf"))
+    module_norms = {
+        name: torch.nn.utils.get_total_norm(gradients)
+        for name, module in training.model.named_children()
+        if (gradients := [p.grad for p in module.parameters() if p.grad is not None])
+    }
+    norm = torch.stack(list(module_norms.values())).norm()
+    if training.clip:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm)
     if scaler:
         scaler.step(optimizer)
         scaler.update()
     else:
         optimizer.step()
-    return norm.detach()
+    if training.average:
+        training.average.update_parameters(training.model)
+    return norm, module_norms

@@ -4,9 +4,12 @@ The network runs in float32 at its own size; its logits are brought to the targe
 memory stays bounded; counts are integers added up over the whole set and divided once.
 """
 
+import argparse
+import math
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import functional as F
 
 import anomaly
 import checkpoint
@@ -17,15 +20,70 @@ from flags import UserError
 STRIP_BYTES = 16 << 20  # of full-size logits held at once
 
 
+def add_prediction_flags(parser):
+    """The flags of how a picture is put to the network, for every script that predicts."""
+    group = parser.add_argument_group("prediction")
+    group.add_argument(
+        "--tta",
+        default="none",
+        choices=("none", "flip"),
+        help="flip: average with the mirror image's logits, twice the time; none: as it is",
+    )
+    group.add_argument(
+        "--scales",
+        type=scales,
+        default="1",
+        metavar="S,S,...",
+        help="average over the network's input resized by these factors; time and memory grow with their squares",
+    )
+    group.add_argument(
+        "--sliding-window",
+        action="store_true",
+        help="windows of the size of the training --crop, each overlapping the next by a third; off: the whole image",
+    )
+
+
+def scales(text):
+    """'0.75,1,1.25' -> (0.75, 1.0, 1.25)."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (0.0,)
+    if not all(0.1 <= value <= 4 for value in values):
+        what = f"{text!r} is not a list of factors from 0.1 to 4; write them like 0.75,1,1.25"
+        raise argparse.ArgumentTypeError(what)
+    return values
+
+
+def apply_prediction_flags(predictor, args):
+    """Let a predictor see each picture as --tta, --scales and --sliding-window say.
+
+    Raises UserError for --sliding-window where the model was not trained on crops.
+    """
+    crop = predictor.geometry.crop
+    if args.sliding_window and crop is None:
+        remedy = "leave the flag out, or train with --crop HxW"
+        raise UserError("the model was trained on whole images, so no window has a size", "--sliding-window", remedy)
+    predictor.flip, predictor.scales = args.tta == "flip", args.scales
+    predictor.window = crop if args.sliding_window else None
+
+
 @dataclass
 class Predictor:
-    """A network with all that is needed to ask it about a picture. num_classes: without void and anomaly."""
+    """A network with all that is needed to ask it about a picture. num_classes: without void and anomaly.
+
+    flip: also ask about the mirror image; scales: the factors by which the network's input is resized; window: height
+    and width of the windows that slide over each of these, None: each is seen whole.
+    """
 
     model: torch.nn.Module
     num_classes: int
     geometry: data.Geometry
     device: torch.device
     normalise: torch.nn.Module = field(default_factory=data.Normalise)
+    flip: bool = False
+    scales: tuple = (1.0,)
+    window: list | None = None
 
     def __post_init__(self):
         self.model.to(self.device, memory_format=torch.channels_last)
@@ -33,10 +91,90 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images):
-        """images (N, h, w, 3) uint8 at the network's size -> (N, C, h, w) float32, in evaluation mode, no autocast."""
+        """images (N, h, w, 3) uint8 at the network's size -> (N, C, h, w) float32, in evaluation mode, no autocast.
+
+        The plain mean over flips and scales of logits, not of probabilities: anomaly scores are made of logits. Each
+        scale's logits are brought to (h, w) first.
+        """
+        images = self._normalised(images)
+        total = self._at_scale(images, self.scales[0])
+        for scale in self.scales[1:]:
+            total = total + self._at_scale(images, scale)
+        views = len(self.scales) * (2 if self.flip else 1)
+        return total / views if views > 1 else total
+
+    @torch.inference_mode()
+    def features(self, images):
+        """images (N, h, w, 3) uint8 -> {stage: (N, D, rows, columns) float32} of backbone and pyramid, finest first.
+
+        The image as it is: no flip, scale or window.
+        """
+        images = self._normalised(images)
+        parts = {"backbone": self.model.backbone_features(images), "pyramid": self.model.pyramid_features(images)}
+        return {f"{part} {n}": found.float() for part, maps in parts.items() for n, found in enumerate(maps, 1)}
+
+    def _normalised(self, images):
+        """uint8 (N, h, w, 3) -> float32 (N, 3, h, w) on the device; the model is put in evaluation mode."""
         self.model.eval()
-        images = self.normalise(data.to_float(images.to(self.device, non_blocking=True)))
-        return self.model(images)["out"].float()
+        return self.normalise(data.to_float(images.to(self.device, non_blocking=True)))
+
+    def _at_scale(self, images, scale):
+        """Logits at the images' own size, summed over the flips, of the images resized by `scale`."""
+        size = images.shape[2:]
+        if scale != 1:
+            smaller = [max(1, round(side * scale)) for side in size]
+            images = F.interpolate(images, smaller, mode="bilinear", align_corners=False, antialias=scale < 1)
+        logits = self._windows(images)
+        if self.flip:
+            logits = logits + self._windows(images.flip(3)).flip(3)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False) if scale != 1 else logits
+
+    def _windows(self, images):
+        """The network's float32 logits; with a window, the mean of all windows that see a pixel, one place at a time.
+
+        A side shorter than the window is seen whole.
+        """
+        if self.window is None:
+            return self.model(images)["out"].float()
+        sides = images.shape[2:]
+        rows, columns = (min(window, side) for window, side in zip(self.window, sides, strict=True))
+        total = images.new_zeros(len(images), self.num_classes, *sides)
+        times = images.new_zeros(sides)  # how many windows have seen the pixel
+        for top in window_starts(sides[0], rows):
+            for left in window_starts(sides[1], columns):
+                part = (..., slice(top, top + rows), slice(left, left + columns))
+                total[part] += self.model(images[part])["out"].float()
+                times[part] += 1
+        return total.div_(times)
+
+
+def window_starts(length, window):
+    """Where windows along a side start: each overlaps the next by at least a third, the last one ends at the end."""
+    last = length - window
+    return [*range(0, last, max(1, 2 * window // 3)), last]
+
+
+def feature_statistics(predictor, images):
+    """Shape, mean, standard deviation and share of exact zeros of each stage's maps over a few images.
+
+    images: iterable of (h, w, 3) uint8 tensors at the network's size, taken one at a time.
+    Returns [{"stage", "shape": [channels, rows, columns] of the first image's map, "mean", "std", "zeros"}], finest
+    first; a figure that is not finite is None. Sums are float64.
+    """
+    shapes, sums = {}, {}
+    for image in images:
+        for stage, maps in predictor.features(image[None]).items():
+            shapes.setdefault(stage, list(maps.shape[1:]))
+            wide = maps.double()
+            found = torch.stack([wide.sum(), wide.square().sum(), (wide == 0).sum().double()]).cpu()
+            sums[stage] = sums.get(stage, 0) + torch.cat([found, torch.tensor([float(maps.numel())]).double()])
+    rows = []
+    for stage, (total, squares, zeros, count) in ((stage, found.tolist()) for stage, found in sums.items()):
+        mean = total / count
+        spread = max(0.0, squares / count - mean**2) ** 0.5 if math.isfinite(squares) else None
+        figures = {"mean": mean if math.isfinite(mean) else None, "std": spread, "zeros": zeros / count}
+        rows.append({"stage": stage, "shape": shapes[stage], **figures})
+    return rows
 
 
 def strips(logits, size):

@@ -37,6 +37,12 @@ def add_optim_flags(parser):
         "cosine-restarts:t0=epochs,mult=,min=rate",
     )
     group.add_argument("--warmup", type=flags.natural, default=0, help="steps of linear rise from 0; 0: off")
+    group.add_argument(
+        "--accumulate", type=flags.positive_int, default=1, help="cut each batch into N parts, for memory; 1: off"
+    )
+    group.add_argument(
+        "--ema", type=flags.non_negative, default=0.0, help="decay a step of averaged weights, validated; 0: off"
+    )
     group.add_argument("--clip", type=flags.non_negative, default=0.0, help="largest gradient norm; 0: off")
 
 

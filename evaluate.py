@@ -2,6 +2,8 @@
 
     python evaluate.py --ckpt runs/streets/best.pth                  the test split, into runs/streets/
     python evaluate.py --ckpt best.pth --split val --json val.json   another split, the numbers to a file of your choice
+    python evaluate.py --ckpt best.pth --tta flip --scales 0.75,1,1.25   averaged over six views of each image
+    python evaluate.py --ckpt best.pth --features                    also what each stage of the network sees
 
 Every figure is a fraction. mIoU stands beside the layout floor: what a predictor gets that never opens the image.
 """
@@ -18,9 +20,13 @@ import anomaly
 import data
 import data_audit
 import engine
+import engine_evaluate
 import flags
 import metrics
 import report
+
+WORST = CONFUSIONS = 10  # named in report and JSON; three of each on the terminal
+FEATURE_IMAGES, FEATURE_CHANNELS = 6, 8  # images behind the figures of a stage where no panel is drawn; channels drawn
 
 
 def build_parser():
@@ -32,10 +38,12 @@ def build_parser():
     parser.add_argument("--json", metavar="FILE", help="where the numbers go; empty: OUT/evaluation.json")
     parser.add_argument("--out", metavar="DIR", help="folder for report and pictures; empty: the checkpoint's own")
     parser.add_argument("--panels", type=flags.natural, default=6, help="pictures from worst to best; 0: none")
+    parser.add_argument("--features", action="store_true", help="pictures and figures of each stage's maps; off: none")
     parser.add_argument("--limit", type=flags.natural, default=0, help="first N images; 0: all")
     parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="images at once")
     parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+    engine_evaluate.add_prediction_flags(parser)
     return parser
 
 
@@ -55,12 +63,18 @@ def check_files(split):
         raise found.error()
 
 
-def image_miou(counts):
-    """mIoU of one image from its (3, C) counts, None if nothing is labelled."""
-    hit, target, predicted = counts.double()
-    union = target + predicted - hit
-    there = union > 0
-    return float((hit[there] / union[there]).mean()) if target.any() else None
+def rate_images(totals):
+    """[(mIoU, index)] of all images, the lowest first; those without a labelled pixel come last, with None."""
+    order = sorted(totals.images)
+    values, known = metrics.mean_iou(torch.stack([totals.images[index] for index in order]))
+    rated = [(v if k else None, i) for v, k, i in zip(values.tolist(), known.tolist(), order, strict=True)]
+    return sorted(rated, key=lambda pair: (pair[0] is None, pair[0] or 0.0, pair[1]))
+
+
+def name_confusions(confusion, classes):
+    """metrics.largest_confusions with the classes' names."""
+    rows = metrics.largest_confusions(confusion, CONFUSIONS)
+    return [{**row, "target": classes[row["target"]], "prediction": classes[row["prediction"]]} for row in rows]
 
 
 def pixel_shares(totals):
@@ -68,13 +82,14 @@ def pixel_shares(totals):
     return (totals.confusion.sum(1) / totals.confusion.sum().clamp(min=1)).tolist()
 
 
-def summarise(totals, split, content):
+def summarise(totals, split, content, predictor):
     """The JSON of an evaluation, every figure a fraction, null where undefined."""
     classes = content["data"]["classes"]
     scores = totals.scores()
     order = sorted(totals.images)
     floor = totals.layout_floor()
     miou = scores["miou"]
+    rated = rate_images(totals)
     return {
         "split": split.name,
         "images": len(order),
@@ -95,9 +110,12 @@ def summarise(totals, split, content):
         "boundary_iou": metrics.boundary_iou(totals.boundary),
         "boundary_f1": metrics.boundary_f1(totals.boundary_f1),
         "ece": totals.calibration.ece(),
-        "per_image": {split.file(i): {"miou": image_miou(totals.images[i])} for i in order},
+        "per_image": {split.file(i): {"miou": value} for value, i in sorted(rated, key=lambda pair: pair[1])},
+        "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
+        "confusion": totals.confusion.tolist(),
+        "confusions": name_confusions(totals.confusion, classes),
         "anomaly": summarise_anomaly(totals),
-        "protocol": protocol(split, content),
+        "protocol": protocol(split, content, predictor),
     }
 
 
@@ -122,7 +140,7 @@ def summarise_anomaly(totals):
     return result
 
 
-def protocol(split, content):
+def protocol(split, content, predictor):
     """How the figures were made, in words, so that they can be compared with others'."""
     geometry = content["data"]["geometry"]
     crop = geometry["crop"]
@@ -139,16 +157,18 @@ def protocol(split, content):
         "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
         "boundary": "2 % of the image diagonal",
         "interval": "95 %, bootstrap over images",
-        "scales": [1.0],
-        "flip": False,
+        "scales": list(predictor.scales),
+        "flip": predictor.flip,
+        "window": predictor.window,
+        "averaged": "float32 logits, over scales, flips and windows, each brought to the network's input size",
+        "confusion": "counts, rows are targets, columns predictions, in the order of iou",
         "precision": "float32",
     }
 
 
 def choose_panels(totals, count):
     """Indices of `count` images evenly from worst to best per-image mIoU, with their rank in words."""
-    rated = [(image_miou(counts), index) for index, counts in totals.images.items()]
-    rated = sorted((miou, index) for miou, index in rated if miou is not None)
+    rated = [pair for pair in rate_images(totals) if pair[0] is not None]
     if not rated or not count:
         return []
     places = np.unique(np.linspace(0, len(rated) - 1, count).round().astype(int)).tolist()
@@ -184,6 +204,33 @@ def write_panels(folder, predictor, split, chosen, palette):
     return pictures
 
 
+def write_features(out, predictor, split, indices):
+    """The stages' maps of the first image as pictures in OUT/features, their figures over all in OUT/features.json.
+
+    Returns {"images", "drawn": files, "stages": rows, "pictures": [(caption, path)]}.
+    """
+    images = (predictor.geometry.resize(split.read(index)[0]) for index in indices)
+    stages = engine_evaluate.feature_statistics(predictor, images)
+    image = predictor.geometry.resize(split.read(indices[0])[0])  # (h, w, 3)
+    maps = {stage: found[0].cpu().numpy() for stage, found in predictor.features(image[None]).items()}  # (D, rows, …)
+    size, drawn = tuple(image.shape[:2]), split.file(indices[0])
+    title = f"{drawn}: channel mean of each stage"
+    means = {stage: found.mean(0) for stage, found in maps.items()}
+    sheets = [("means", title, report.feature_picture(means, title, size, photo=image.numpy()))]
+    for stage, found in maps.items():
+        title = f"{drawn}: {stage}, first {min(FEATURE_CHANNELS, len(found))} of {len(found)} channels"
+        channels = {f"channel {n}": one for n, one in enumerate(found[:FEATURE_CHANNELS])}
+        sheets.append((stage.replace(" ", "-"), title, report.feature_picture(channels, title, size, columns=4)))
+    pictures = []
+    for name, caption, sheet in sheets:
+        path = out / "features" / f"{name}.png"
+        report.save_picture(sheet, path)
+        pictures.append((caption, path))
+    about = {"images": [split.file(index) for index in indices], "drawn": drawn, "stages": stages}
+    report.write_json(out / "features.json", about)
+    return {**about, "pictures": pictures}
+
+
 def read_log(run_dir):
     """The lines of a run's log.jsonl, [] where there is none."""
     path = run_dir / "log.jsonl"
@@ -193,6 +240,8 @@ def read_log(run_dir):
 def print_summary(result, split):
     """The figures on the terminal."""
     print(report.class_table(list(result["iou"]), list(result["iou"].values()), list(result["pixel_share"].values())))
+    for row in result["confusions"][:3]:
+        print(f"  {report.confusion_words(row)}")
     if result["miou"] is None:
         print(f"{result['images']} images of {split.name}: no labelled pixel, no mIoU")
     else:
@@ -202,6 +251,9 @@ def print_summary(result, split):
             f"{shown(result['layout_floor'])}, semantic gain {shown(result['semantic_gain'])}, pixel accuracy "
             f"{shown(result['pixel_accuracy'])}"
         )
+    worst = [f"{row['file']} {row['miou']:.3f}" for row in result["worst_images"][:3]]
+    if worst:
+        print(f"worst images by mIoU: {', '.join(worst)}")
     for name, row in result["anomaly"].items():
         mean = row["per_image"]
         print(
@@ -215,14 +267,8 @@ def shown(value):
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def main():
-    """Evaluate."""
-    args = build_parser().parse_args()
-    device = engine.choose_device(args.device)
-    predictor, content = engine.load_predictor(args.ckpt, device)
-    split = open_split(args, content)
-    check_files(split)
-    scores = list(anomaly.SCORES) if split.spec.anomaly else []
+def compute(args, predictor, content, split):
+    """Totals of the split, with a line of progress."""
     progress = report.Progress(len(split), f"evaluate {split.name}", "images")
     totals = engine.evaluate(
         predictor,
@@ -230,16 +276,40 @@ def main():
         batch_size=args.batch_size,
         workers=args.workers,
         layout_map=engine.layout_map_of(content),
-        scores=scores,
+        scores=list(anomaly.SCORES) if split.spec.anomaly else [],
         observe=lambda done, *_: progress.update(done),
     )
     progress.close()
-    result = summarise(totals, split, content)
+    return totals
+
+
+def write_confusion(folder, totals, classes):
+    """Draw the confusion matrix; returns its path."""
+    path = folder / "confusion.png"
+    report.save_picture(report.confusion_picture(totals.confusion.numpy(), classes), path)
+    return path
+
+
+def main():
+    """Evaluate."""
+    args = build_parser().parse_args()
+    device = engine.choose_device(args.device)
+    predictor, content = engine.load_predictor(args.ckpt, device)
+    engine_evaluate.apply_prediction_flags(predictor, args)
+    split = open_split(args, content)
+    check_files(split)
+    totals = compute(args, predictor, content, split)
+    result = summarise(totals, split, content, predictor)
     out = Path(args.out or Path(args.ckpt).parent)
     report.write_json(args.json or out / "evaluation.json", result)
     print_summary(result, split)
     palette = [tuple(colour) for colour in content["data"]["palette"]]
-    pictures = write_panels(out / "pictures", predictor, split, choose_panels(totals, args.panels), palette)
+    chosen = choose_panels(totals, args.panels)
+    features = None
+    if args.features:
+        some = [index for index, *_ in chosen] or list(range(min(FEATURE_IMAGES, len(split))))
+        features = write_features(out, predictor, split, some)
+        print(report.feature_table(features["stages"]))
     diagnosis = out / "diagnosis.json"
     report.write_report(
         out / "report.html",
@@ -247,9 +317,11 @@ def main():
         config=content["config"],
         evaluation=result,
         log=read_log(Path(args.ckpt).parent),
-        pictures=pictures,
+        pictures=write_panels(out / "pictures", predictor, split, chosen, palette),
         diagnosis=json.loads(diagnosis.read_text()) if diagnosis.is_file() else None,
         palette=palette,
+        confusion=write_confusion(out / "pictures", totals, content["data"]["classes"]),
+        features=features,
     )
     print(f"report: {out / 'report.html'}")
     return 0

@@ -1,89 +1,139 @@
 """The training losses, and the class weights.
 
-A criterion calls the model itself, since some losses need more than one pass, and returns its terms as sums beside the
-weights that they are to be divided by: the division happens once, over the whole step, all processes together. So a
-batch of nothing but void is a zero, not a NaN, and splitting a batch does not change the loss.
+A criterion calls the model itself, since some losses need more than one pass, and returns its terms as totals; what
+each total is divided by comes from the targets alone. The division happens once, over the whole step, all parts of a
+batch and all processes together. So a batch of nothing but void is a zero, not a NaN, and splitting a batch does not
+change the loss. The losses themselves are in `losses_pixel`, `losses_region` and `losses_robust`.
 """
 
 import json
 import math
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import flags
 from flags import UserError
+from losses_pixel import cross_entropy, focal, labelled_images, ohem, sum_of_weights
+from losses_region import dice, lovasz
+from losses_robust import (
+    consistency,
+    contrastive,
+    contrastive_anchors,
+    image_properties,  # noqa: F401  the front of its parts
+    property_regression,
+    spatial,
+    spatial_places,
+)
 
-LOSSES = {"ce": 1.0}
-LARGEST_RATIO = 100  # of a class's weight, before scaling
+VOID = 255
+
+# {term: [weight, the term's own parameter]}, each with its default
+LOSSES = {
+    "ce": [1.0],
+    "focal": [1.0, 2.0],
+    "ohem": [1.0, 0.7],
+    "dice": [1.0],
+    "lovasz": [1.0],
+    "noisy": [0.1, 0.1],
+    "consistency": [0.05, 0.1],
+    "contrastive": [0.1, 0.1],
+    "spatial": [0.1],
+}
+PARAMETERS = {  # {term: (name, lowest, highest)}
+    "focal": ("gamma", 0, 10),
+    "ohem": ("threshold", 0, 1),
+    "noisy": ("sigma", 0, 10),
+    "consistency": ("sigma", 0, 10),
+    "contrastive": ("temperature", 0.01, 10),
+}
+PURPOSES = {
+    "ce": "cross-entropy, the plain loss",
+    "focal": "cross-entropy that fades on pixels already right; gamma 0: plain",
+    "ohem": "cross-entropy on hard pixels only: right class less probable than threshold",
+    "dice": "overlap of each class present, small ones as much as large ones",
+    "lovasz": "stands in for the IoU of each class present",
+    "noisy": "cross-entropy on the image with noise of sigma, in normalised units",
+    "consistency": "same answer with and without that noise (KL, mean over pixels)",
+    "contrastive": "features of one class alike, of different classes apart",
+    "spatial": "edges of the prediction only where the image has edges",
+}
 
 
 def add_loss_flags(parser):
     """The flags of the loss."""
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", default="ce=1", help="terms and their weights: ce (cross-entropy)")
+    group = parser.add_argument_group(
+        "loss", "terms of --loss, with their default weight and parameter:\n" + _listing()
+    )
+    group.add_argument("--loss", default="ce=1", help="NAME=weight or NAME=weight:parameter,... of the terms above")
     group.add_argument(
         "--class-weights",
         default="none",
-        help="none, inverse or sqrt (of the class's share), or a JSON file",
+        help="none, inverse, sqrt, median or effective (of the class's share), or a JSON file",
     )
     group.add_argument(
-        "--label-smoothing", type=flags.non_negative, default=0.0, help="share of the target spread over all classes"
+        "--label-smoothing",
+        type=flags.non_negative,
+        default=0.0,
+        help="share of the target spread over all classes, in ce and the auxiliary head; 0: none",
     )
+
+
+def _listing():
+    """One line a term: how it is written, and what it is for."""
+    lines = []
+    for name, default in LOSSES.items():
+        limits = " ({} {:g} to {:g})".format(*PARAMETERS[name]) if name in PARAMETERS else ""
+        written = f"{name}={':'.join(f'{value:g}' for value in default)}"
+        lines.append(f"  {written:<22}{PURPOSES[name]}{limits}")
+    return "\n".join(lines)
 
 
 def parse_loss(text):
-    """Read 'ce=1' into {term: weight}. Raises UserError for an unknown term, a weight not above 0, or no term."""
-    terms = flags.parse_items(text, LOSSES)
-    for name, weight in terms.items():
-        if not 0 < weight < math.inf:
-            raise UserError(f"weight {weight} of term {name!r}", "--loss", "give a weight above 0 or leave it out")
-    if not terms:
+    """Read 'ce=1,focal=1:2' into {term: [weight, own parameter]}; what is not written keeps its default.
+
+    noisy and consistency share one noise: where only one of them says its sigma, it holds for both.
+    Raises UserError for an unknown term, numbers too many or out of range, two different sigmas, or no term.
+    """
+    written = flags.parse_items(text, {name: default[:1] for name, default in LOSSES.items()})
+    if not written:
         raise UserError(f"no term in {text!r}", "--loss", f"known: {', '.join(LOSSES)}")
+    for name, values in written.items():
+        _check_term(name, values)
+    terms = {name: [*values, *LOSSES[name][len(values) :]] for name, values in written.items()}
+    shared = terms.keys() & {"noisy", "consistency"}
+    sigmas = sorted({written[name][1] for name in shared if len(written[name]) > 1})
+    if len(sigmas) > 1:
+        what = f"sigma {sigmas[0]:g} and {sigmas[1]:g} of 'noisy' and 'consistency'"
+        raise UserError(what, "--loss", "they share one noise: give it once")
+    for name in shared:
+        terms[name][1:] = sigmas or LOSSES[name][1:]
     return terms
 
 
-class Term(NamedTuple):
-    """One named part of a loss: scale * total / weight, once totals and weights are added up over the step."""
-
-    total: torch.Tensor  # scalar float32: sum of weighted losses, with gradient
-    weight: torch.Tensor  # scalar float32: sum of weights, without
-    scale: float
-
-
-def cross_entropy(logits, targets, class_weights=None, smoothing=0.0):
-    """Weighted cross-entropy with void and label smoothing, as sums: (Σ weighted losses in nats, Σ weights).
-
-    logits: (N, C, H, W), any float dtype, computed in float32. targets: (N, H, W) uint8; values >= C are void and
-    contribute nothing. class_weights: (C,) float32, at least 0, or None for ones. smoothing: in [0, 1).
-
-    The quotient is torch's F.cross_entropy(weight, ignore_index, label_smoothing): the loss at a pixel of class t is
-    (1 - s) · w_t · -log p_t + s / C · Σ_c w_c · -log p_c, and its weight is w_t.
-    Deviation: a pixel whose class has weight 0 is dropped like a void one, where torch keeps its smoothing part and
-    then divides by nothing. Source: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, section 7.
-    """
-    num_classes = logits.shape[1]
-    valid = targets < num_classes
-    index = torch.where(valid, targets, 0).long()  # (N, H, W)
-    weights = valid.float() if class_weights is None else class_weights[index] * valid
-    log_probabilities = F.log_softmax(logits.float(), dim=1)  # (N, C, H, W)
-    total = -(weights * log_probabilities.gather(1, index.unsqueeze(1)).squeeze(1)).sum()
-    if smoothing:
-        if class_weights is not None:
-            log_probabilities = log_probabilities * class_weights.view(1, -1, 1, 1)
-        spread = -(log_probabilities.sum(1) * (weights > 0)).sum()
-        total = (1 - smoothing) * total + smoothing / num_classes * spread
-    return total, weights.sum()
+def _check_term(name, values):
+    """Raise UserError unless the numbers written for a term are as many as it takes and within their ranges."""
+    parameter, low, high = PARAMETERS.get(name, (None, 0, 0))
+    known = f"{name}=weight" + (
+        f" or {name}=weight:{parameter}, {parameter} from {low:g} to {high:g}" if parameter else ""
+    )
+    if len(values) > len(LOSSES[name]):
+        raise UserError(f"{len(values)} numbers for term {name!r}", "--loss", f"write {known}")
+    if not 0 < values[0] < math.inf:
+        raise UserError(f"weight {values[0]:g} of term {name!r}", "--loss", "give a weight above 0 or leave it out")
+    if len(values) > 1 and not low <= values[1] <= high:
+        raise UserError(f"{parameter} {values[1]:g} of term {name!r}", "--loss", f"write {known}")
 
 
 class Criterion(nn.Module):
     """What is minimised: calls the model on normalised images and returns the named terms of the loss.
 
-    terms: {name: weight}, as `parse_loss` reads them. normalise: images in [0, 1] -> the network's input.
-    class_weights: (C,) float32 or None. aux_weights: the model's own {output: weight}; each such output gets the
-    cross-entropy as a term of its name.
+    `weights` says what each term's total is divided by; a step's loss is Σ_terms (Σ totals) / max(Σ weights, ε), the
+    sums taken over all parts of the step. A pixel whose class has weight 0 is void to every term.
+
+    terms: {name: [weight, own parameter]}, as `parse_loss` reads them. normalise: images in [0, 1] -> the network's
+    input. class_weights: (C,) float32 or None. aux_weights: the model's own {output: weight}; "properties" is regressed
+    on the image's properties, every other such output gets the cross-entropy, as a term of its name.
     Raises UserError for a label smoothing that leaves nothing of the target.
     """
 
@@ -93,50 +143,159 @@ class Criterion(nn.Module):
             raise UserError(f"label smoothing {label_smoothing}", "--label-smoothing", "give at least 0 and below 1")
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise ValueError(f"class weights of shape {tuple(class_weights.shape)} for {num_classes} classes")
-        self.terms, self.aux_weights = dict(terms), dict(aux_weights or {})
+        self.terms = {name: list(values) for name, values in terms.items()}
+        self.num_classes, self.aux_weights = num_classes, dict(aux_weights or {})
         self.normalise, self.label_smoothing = normalise, label_smoothing
         self.register_buffer("class_weights", class_weights)
 
-    def forward(self, model, images, targets):
-        """images (N, 3, H, W) float32 in [0, 1], targets (N, H, W) uint8 with void >= C -> {name: Term}."""
-        outputs = model(self.normalise(images))
-        scale = self.terms["ce"]
-        terms = {"ce": self._cross_entropy(outputs["out"], targets, scale)}
-        for name, weight in self.aux_weights.items():
-            if name in outputs:  # the auxiliary head rests in evaluation mode
-                terms[name] = self._cross_entropy(outputs[name], targets, scale * weight)
-        return terms
+    def weights(self, targets):
+        """targets (N, H, W) uint8 with void >= C -> {term: scalar float32}, to be added up over the parts of a step.
 
-    def _cross_entropy(self, logits, targets, scale):
-        return Term(*cross_entropy(logits, targets, self.class_weights, self.label_smoothing), scale)
+        An auxiliary output has its entry also in evaluation mode, when its head rests.
+        """
+        targets = self._without_dropped(targets)
+        return {name: self._weight(name, targets) for name in (*self.terms, *self.aux_weights)}
+
+    def _weight(self, name, targets):
+        match name:
+            case "ohem" | "dice" | "lovasz":
+                return labelled_images(targets, self.num_classes)
+            case "consistency":
+                return sum_of_weights(targets, self.num_classes)
+            case "contrastive":
+                return contrastive_anchors(targets, self.num_classes)
+            case "spatial":
+                return spatial_places(targets, self.num_classes)
+            case "properties":
+                return torch.full((), float(len(targets)), device=targets.device)
+            case _:
+                return sum_of_weights(targets, self.num_classes, self.class_weights)
+
+    def forward(self, model, images, targets):
+        """images (N, 3, H, W) float32 in [0, 1], targets (N, H, W) uint8 -> {term: scalar float32}, scaled totals.
+
+        noisy and consistency share a second pass over the images with noise from torch's global generator; batch norm
+        in training mode counts that pass in its statistics too.
+        """
+        targets = self._without_dropped(targets)
+        inputs = self.normalise(images)
+        outputs = model(inputs)
+        noisy = None
+        if (sigma := self._sigma()) is not None:
+            noisy = model(inputs + sigma * torch.randn_like(inputs))["out"]
+        totals = {}
+        for name, (scale, *own) in self.terms.items():
+            totals[name] = scale * self._total(name, own, outputs, noisy, images, targets)
+        for name, scale in self.aux_weights.items():
+            if name in outputs:  # an auxiliary head rests in evaluation mode
+                totals[name] = scale * self._auxiliary(name, outputs[name], images, targets)
+        return totals
+
+    def _total(self, name, own, outputs, noisy, images, targets):
+        logits = outputs["out"]
+        match name:
+            case "ce":
+                return cross_entropy(logits, targets, self.class_weights, self.label_smoothing)
+            case "focal":
+                return focal(logits, targets, *own, self.class_weights)
+            case "ohem":
+                return ohem(logits, targets, *own, self.class_weights)
+            case "dice":
+                return dice(logits, targets)
+            case "lovasz":
+                return lovasz(logits, targets)
+            case "noisy":
+                return cross_entropy(noisy, targets, self.class_weights)
+            case "consistency":
+                return consistency(logits, noisy, targets)
+            case "contrastive":
+                return contrastive(outputs["features"], targets, self.num_classes, *own)
+            case "spatial":
+                return spatial(logits, images, targets)
+        raise ValueError(f"unknown term {name!r}")
+
+    def _auxiliary(self, name, output, images, targets):
+        """An auxiliary output's total; a second classifier's is scaled as the main one's cross-entropy is."""
+        if name == "properties":
+            return property_regression(output, images)
+        scale = self.terms["ce"][0] if "ce" in self.terms else 1.0
+        return scale * cross_entropy(output, targets, self.class_weights, self.label_smoothing)
+
+    def _sigma(self):
+        """Standard deviation of the noise in normalised units; None where no term wants any."""
+        for name in ("noisy", "consistency"):
+            if name in self.terms:
+                return self.terms[name][1]
+        return None
+
+    def _without_dropped(self, targets):
+        """The targets with every pixel void whose class has weight 0."""
+        if self.class_weights is None:
+            return targets
+        dropped = (self.class_weights == 0)[targets.long().clamp(max=self.num_classes - 1)]
+        return targets.masked_fill(dropped, VOID)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Class weights
 
 
+LARGEST_RATIO = 100  # of a class's weight, before scaling
+BETA, BLOCK = 0.9999, 32 * 32  # of effective numbers; pixels that count as one sample
+
+
 def class_weights(kind, counts, names):
     """One weight per class from the training targets' pixel counts: (C,) float32, or None for "none".
 
-    kind: "inverse": total / (C · n_c), at most 100; "sqrt": the square root of total / (C · n_c), at most 100; both
-    then scaled to sum C. Or a JSON file {class name: weight}, taken as it is. counts: (C,) int64.
-    A class without pixels gets 0 from "inverse" and "sqrt", and a warning that names it.
+    kind: a rule that gives ratios w_c, each capped at 100, the whole then scaled to sum C; or a JSON file
+    {class name: weight}, taken as it is. counts: (N, C) int64, pixels by image and class; n_c is a class's over all.
+      inverse    total / (C · n_c)
+      sqrt       the square root of that
+      median     median(f) / f_c over the classes present, f_c a class's share of the labelled pixels of the images
+                 that hold it. Source: Eigen & Fergus, Predicting Depth, Surface Normals and Semantic Labels, ICCV 2015.
+      effective  E(total / C) / E(n_c), with the effective number E(n) = (1 - β^n) / (1 - β), β = 0.9999. Source: Cui
+                 et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, proposition 1. Deviation:
+                 n is in blocks of 32×32 pixels, since neighbouring pixels are near copies of one another. Counted in
+                 single pixels every class above some 50 000 has E = 10⁴, so that all weigh the same and the rule
+                 does nothing. As it is, classes well below 10 million pixels weigh as with "inverse", and classes
+                 above 50 million all the same.
+    A class without pixels gets 0 from every rule, and a warning that names it.
     Raises UserError for an unknown kind, a file that cannot be read, and weights that cannot be meant.
     """
     if kind == "none":
         return None
-    if kind not in ("inverse", "sqrt"):
+    if kind not in ("inverse", "sqrt", "median", "effective"):
         return _read_class_weights(kind, names)
-    counts = counts.double()
+    images = torch.atleast_2d(counts.double())  # (N, C)
+    counts = images.sum(0)
     if not counts.sum() > 0:
         raise UserError("no labelled pixel to weight classes by", f"--class-weights {kind}", "check the targets")
     absent = counts == 0
     if absent.any():
         missing = ", ".join(name for name, gone in zip(names, absent.tolist(), strict=True) if gone)
         flags.warn(f"no training pixel of {missing}; the weight of such a class is 0")
-    ratios = counts.sum() / (len(counts) * counts.clamp(min=1))
-    ratios = (ratios.sqrt() if kind == "sqrt" else ratios).clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
+    ratios = _median_ratios(images) if kind == "median" else _ratios(kind, counts.clamp(min=1), counts.mean())
+    ratios = ratios.clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
     return (ratios * len(counts) / ratios.sum()).float()
+
+
+def _median_ratios(images):
+    """Median-frequency balancing from pixels by image and class (N, C)."""
+    counts, homes = images.sum(0), ((images > 0) * images.sum(1, keepdim=True)).sum(0)
+    frequencies = counts / homes.clamp(min=1)
+    return frequencies[counts > 0].quantile(0.5) / frequencies.clamp(min=1e-12)
+
+
+def _ratios(kind, counts, mean):
+    """Each class's weight before cap and scaling; a class of `mean` pixels gets 1."""
+    if kind == "effective":
+        return _effective(mean) / _effective(counts)
+    return (mean / counts).sqrt() if kind == "sqrt" else mean / counts
+
+
+def _effective(pixels):
+    """The effective number of samples in that many pixels."""
+    return -torch.expm1(pixels / BLOCK * math.log(BETA)) / (1 - BETA)
 
 
 def _read_class_weights(path, names):
@@ -145,7 +304,7 @@ def _read_class_weights(path, names):
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
-        remedy = "give none, inverse, sqrt, or a JSON file {class name: weight}"
+        remedy = "give none, inverse, sqrt, median, effective, or a JSON file {class name: weight}"
         raise UserError(f"cannot read class weights ({error})", f"--class-weights {path}", remedy) from None
     if not isinstance(content, dict):
         raise UserError(f"a {type(content).__name__} instead of class weights", path, 'write {"class name": weight}')

@@ -28,9 +28,11 @@ __all__ = [
     "fit_layout",
     "image_anomaly_scores",
     "image_counts",
+    "largest_confusions",
     "layout_distribution",
     "layout_map",
     "layout_sigma",
+    "mean_iou",
     "miou_interval",
     "pixel_nll",
     "resize_map",
@@ -122,12 +124,40 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
-def _miou(counts):
-    """(..., 3, C) counts -> (...) float64 mIoU over the classes that occur, and bool where at least one does."""
+def mean_iou(counts):
+    """mIoU of `image_counts`: (..., 3, C) -> (...) float64, over the classes in targets or predictions.
+
+    Also returns bool (...): whether there is such a class; where there is none the value is 0 and says nothing.
+    """
     hit, target, predicted = counts.double().unbind(-2)
     union = target + predicted - hit
     classes = (union > 0).sum(-1)
     return (hit / union.clamp(min=1)).sum(-1) / classes.clamp(min=1), classes > 0
+
+
+def largest_confusions(confusion, count=10):
+    """The classes most often taken for another, by pixels: up to `count` dicts, the largest first.
+
+    confusion: (C, C) counts [target, prediction]. Each dict: target, prediction (indices), share_of_target (of the
+    target class's pixels), share_of_all (of all labelled pixels), pixels. Pairs without a pixel are left out; of two
+    equal ones the lower indices come first.
+    """
+    confusion = torch.as_tensor(confusion)
+    totals, everything = confusion.sum(1).tolist(), int(confusion.sum())
+    wrong = confusion.clone().fill_diagonal_(0)
+    order = wrong.flatten().argsort(descending=True, stable=True)[:count].tolist()
+    rows = [(index // len(wrong), index % len(wrong)) for index in order]
+    return [
+        {
+            "target": target,
+            "prediction": prediction,
+            "share_of_target": pixels / totals[target],
+            "share_of_all": pixels / everything,
+            "pixels": pixels,
+        }
+        for target, prediction in rows
+        if (pixels := int(wrong[target, prediction]))
+    ]
 
 
 def miou_interval(counts, samples=1000, seed=0, level=0.95):
@@ -147,7 +177,7 @@ def miou_interval(counts, samples=1000, seed=0, level=0.95):
     for start in range(0, samples, 100):  # so that many images need little memory
         drawn = torch.randint(images, (min(100, samples - start), images), generator=generator)
         times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-        values.append(_miou((times @ counts.flatten(1)).view(-1, *counts.shape[1:]))[0])
+        values.append(mean_iou((times @ counts.flatten(1)).view(-1, *counts.shape[1:]))[0])
     tail = (1 - level) / 2
     return torch.cat(values).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
 
@@ -195,7 +225,7 @@ def fit_layout(grids, num_classes):
         chosen = _layout_map(counts, exponent)
         confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         np.add.at(confusion.T, chosen.reshape(-1), counts.reshape(num_classes, -1).T)
-        miou = float(_miou(image_counts(torch.from_numpy(confusion)))[0])
+        miou = float(mean_iou(image_counts(torch.from_numpy(confusion)))[0])
         if best is None or miou > best[0]:
             best = miou, Layout(chosen, exponent)
     return best[1]

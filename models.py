@@ -1,37 +1,73 @@
-"""The segmentation models, and how pretrained weights get into them.
+"""The segmentation models, and what of them trains.
 
-Every model maps images (N, 3, H, W) float32, normalised, to {"out": logits (N, C, H, W)}; in training mode it may add
-"aux" of the same shape. Logits are float32 at the images' own size, whatever that is and whatever autocast is on. Each
-model carries
+Every model maps images (N, 3, H, W) float32, normalised, to {"out": logits (N, C, H, W), "features": (N, D, h, w)},
+the map that its classifier reads; in training mode it may add "aux" (logits) and "properties" (N, 6). Logits are
+float32 at the images' own size, whatever that is and whatever autocast is on. Each model is a `Segmenter` and carries
 
-    backbone      the module that ImageNet weights load into; everything else is the head, and comes after it
-    classifier    the module that makes the logits; `class_layers` names the layers with one output per class
-    aux_weights   {output: weight in the loss} of the outputs besides "out"
-    imagenet      torchvision's entry for the backbone's ImageNet weights
-    left_out      the keys of an ImageNet file that have no place in the backbone
-    name, options `build_model` makes the same net from them
+    backbone       the module that ImageNet weights load into; everything after it is the decoder and the classifier
+    class_layers   names of the layers with one output per class
+    aux_weights    {output: weight in the loss} of the outputs that only training has
+    imagenet, coco torchvision's entries for weights of the backbone, of the whole model; None where there are none
+    left_out       the keys of an ImageNet file that have no place in the backbone
+    name, options  `build_model` makes the same net from them
+
+`backbone_features(images)` and `pyramid_features(images)` show what is inside, finest map first. The parts are in
+`models_parts`, the backbones in `models_backbones`, `models_pvt`, `models_vit`, the loading in `models_weights`.
 """
 
-import http.client
-import pickle
-import sys
-import zipfile
-from pathlib import Path
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, mobilenet_v2
-from torchvision.models.segmentation import deeplabv3_resnet50
+from torchvision import models as tv
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
 
 import flags
+import models_backbones as backbones
 from flags import UserError
+from models_parts import AtrousPooling, Pyramid, Segmenter, UpSampling, activated, convolution, resize, separable
+from models_pvt import PvtV2
+from models_vit import LinearDecoder, ProgressiveDecoder, VitEncoder
+from models_weights import load_weights
 
-MODELS = {
-    "deeplabv3_resnet50": {"aux": 0.4},
-    "fpn_mobilenet_v2": {"channels": 96, "dropout": 0.1},
-    "mobilenetv2": {},
+# What can stand under the pyramid: how to make it, and torchvision's ImageNet weights.
+PYRAMID_BACKBONES = {
+    "mobilenet_v2": (lambda: backbones.mobilenet_v2(), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
+    "resnet50": (lambda: backbones.ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
+    "convnext_tiny": (lambda: backbones.convnext("tiny"), tv.ConvNeXt_Tiny_Weights.IMAGENET1K_V1),
+    "convnext_small": (lambda: backbones.convnext("small"), tv.ConvNeXt_Small_Weights.IMAGENET1K_V1),
+    "swin_t": (lambda: backbones.SwinEncoder("swin_t"), tv.Swin_T_Weights.IMAGENET1K_V1),
+    "swin_s": (lambda: backbones.SwinEncoder("swin_s"), tv.Swin_S_Weights.IMAGENET1K_V1),
+    "swin_v2_t": (lambda: backbones.SwinEncoder("swin_v2_t"), tv.Swin_V2_T_Weights.IMAGENET1K_V1),
+    "pvt_v2_b0": (lambda: PvtV2("pvt_v2_b0"), None),
+    "pvt_v2_b1": (lambda: PvtV2("pvt_v2_b1"), None),
+    "pvt_v2_b2": (lambda: PvtV2("pvt_v2_b2"), None),
 }
+VIT_WEIGHTS = {"vit_b_16": tv.ViT_B_16_Weights.IMAGENET1K_V1, "vit_l_16": tv.ViT_L_16_Weights.IMAGENET1K_V1}
+
+PYRAMID = {"channels": 128, "dropout": 0.1, "upsample": "bilinear", "laterals": True, "attention": "none"}
+MODELS = {
+    **{f"deeplabv3_{name}": {"aux": 0.4} for name in ("resnet50", "resnet101", "mobilenet_v3_large")},
+    **{f"deeplabv3plus_{name}": {"stride": 16} for name in ("resnet50", "resnet101", "mobilenet_v2")},
+    **{f"unet_{name}": {} for name in ("resnet50", "mobilenet_v2")},
+    "mobilenetv2": {"skips": False},
+    **{f"fpn_{name}": PYRAMID for name in PYRAMID_BACKBONES},
+    "fpn_mobilenet_v2": {**PYRAMID, "channels": 96},
+    **{name: {"decoder": "progressive", "channels": 128} for name in ("vit_tiny", *VIT_WEIGHTS)},
+}
+# What an option may be: one of a few values, or a number from the first to below the second.
+CHOICES = {
+    "stride": (8, 16),
+    "upsample": ("nearest", "bilinear", "transposed"),
+    "attention": ("none", "se", "cbam"),
+    "decoder": ("linear", "progressive"),
+    "laterals": (True, False),
+    "skips": (True, False),
+}
+RANGES = {"aux": (0, math.inf), "properties": (0, math.inf), "channels": (1, math.inf), "dropout": (0, 1)}
+AUX_TASKS = {"none": {}, "properties": {"weight": 0.1}}
 
 
 def add_model_flags(parser):
@@ -40,11 +76,23 @@ def add_model_flags(parser):
     group.add_argument(
         "--model",
         default="fpn_mobilenet_v2",
-        help="NAME or NAME:option=value,...: deeplabv3_resnet50:aux=weight of the auxiliary loss (0: none), "
-        "fpn_mobilenet_v2:channels=width of the pyramid,dropout=share of its channels, mobilenetv2",
+        help="NAME or NAME:option=value,...: deeplabv3_{resnet50,resnet101,mobilenet_v3_large}:aux=weight of the "
+        "auxiliary loss (0: none); deeplabv3plus_{resnet50,resnet101,mobilenet_v2}:stride=8 or 16; "
+        f"unet_{{resnet50,mobilenet_v2}}; mobilenetv2:skips=on or off; fpn_{{{','.join(PYRAMID_BACKBONES)}}}:channels="
+        "width of the pyramid,dropout=share of its channels,upsample=nearest, bilinear or transposed,laterals=on or "
+        "off,attention=none, se or cbam; vit_{tiny,b_16,l_16}:decoder=linear or progressive,channels=its width",
     )
-    group.add_argument("--weights", default="none", help="none, imagenet (downloaded), or a file to start from")
-    group.add_argument("--freeze", default="none", help="none, backbone, or N: the first N parameter tensors")
+    group.add_argument("--weights", default="none", help="none, imagenet or coco (downloaded), or a file to start from")
+    group.add_argument(
+        "--freeze",
+        default="none",
+        help="none, backbone, all-but-head (only the classifier trains), or N: the first N parameter tensors",
+    )
+    group.add_argument(
+        "--aux-task",
+        default="none",
+        help="none, or properties:weight=W: a second head regresses brightness, contrast, colours and edge density",
+    )
 
 
 def parse_model(text):
@@ -55,349 +103,261 @@ def parse_model(text):
 def build_model(name, num_classes, options=None):
     """The network, randomly initialised from torch's global generator.
 
-    options: {option: value}; those not given keep their default.
+    options: {option: value}; those not given keep their default. Every model knows "properties" as well: the weight of
+    its second task, 0 for none.
     Raises UserError for an unknown name or option, or a value out of its range.
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}", "--model", flags.nearest(name, MODELS))
+    known = {**MODELS[name], "properties": 0.0}
     for option in options or {}:
-        if option not in MODELS[name]:
-            raise UserError(f"unknown option {option!r}", f"--model {name}", flags.nearest(option, MODELS[name]))
-    options = {**MODELS[name], **(options or {})}
+        if option not in known:
+            raise UserError(f"unknown option {option!r}", f"--model {name}", flags.nearest(option, known))
+    options = {**known, **(options or {})}
     _check_options(options)
-    networks = {
-        "deeplabv3_resnet50": DeepLabV3ResNet50,
-        "fpn_mobilenet_v2": FpnMobileNetV2,
-        "mobilenetv2": MobileNetV2,
-    }
-    model = networks[name](num_classes, **options)
+    weight = options["properties"]
+    model = _make(name, num_classes, {option: value for option, value in options.items() if option != "properties"})
+    if weight:
+        model.add_property_head(weight)
     model.name, model.options = name, options
     return model
 
 
+def _make(name, num_classes, options):
+    """The network of a checked name and checked options."""
+    family, _, backbone = name.partition("_")
+    if family == "deeplabv3":
+        return DeepLabV3(backbone, num_classes, **options)
+    if family == "deeplabv3plus":
+        return DeepLabV3Plus(backbone, num_classes, **options)
+    if family == "unet":
+        return UNet(backbone, num_classes)
+    if family == "fpn":
+        return Fpn(backbone, num_classes, **options)
+    if family == "vit":
+        return Vit(name, num_classes, **options)
+    return MobileNetV2(num_classes, **options)
+
+
 def _check_options(options):
-    ranges = {
-        "aux": (lambda value: 0 <= value < float("inf"), "at least 0"),
-        "channels": (lambda value: value >= 1, "at least 1"),
-        "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    }
     for option, value in options.items():
-        holds, text = ranges[option]
-        if not holds(value):
+        if option in CHOICES:
+            holds, text = value in CHOICES[option], "one of " + ", ".join(map(str, CHOICES[option]))
+        else:
+            low, high = RANGES[option]
+            holds, text = low <= value < high, f"at least {low}" + (f" and below {high}" if high < math.inf else "")
+        if not holds:
             raise UserError(f"option {option}={value} is out of range", "--model", f"it must be {text}")
 
 
 def start_model(args, num_classes):
-    """The model that --model, --weights and --freeze describe: (model, lines that say what was loaded)."""
+    """The model that --model, --weights, --freeze and --aux-task describe: (model, lines that say what was loaded)."""
     name, options = parse_model(args.model)
-    model = build_model(name, num_classes, options)
+    task, about = flags.parse_choice(args.aux_task, AUX_TASKS)
+    if task != "none" and not 0 < about["weight"] < float("inf"):
+        raise UserError(f"weight {about['weight']}", f"--aux-task {task}", "give a weight above 0")
+    model = build_model(name, num_classes, {**options, "properties": about.get("weight", 0.0)})
     lines = load_weights(model, args.weights)
     freeze(model, args.freeze)
     return model, lines
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Parts
-
-
-def resize_logits(logits, size):
-    """Bilinear resize of logits (N, C, h, w) to `size`, height × width, in float32: bfloat16 would make ties of scores.
-
-    Planes, not channels_last: with few classes both the resize and the softmax after it are faster so.
-    """
-    return F.interpolate(logits.float().contiguous(), size, mode="bilinear", align_corners=False)
-
-
-def convolution(in_channels, out_channels, kernel_size, groups=1):
-    """Convolution without bias, then batch norm; the size stays."""
-    padding = kernel_size // 2
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-class MobileNetV2Encoder(nn.Module):
-    """torchvision's MobileNetV2, its first `blocks` blocks; keys as torchvision's: features.N.*
-
-    Source: Sandler et al., MobileNetV2, CVPR 2018, table 2.
-    """
-
-    STAGE_ENDS = (1, 3, 6, 13)  # the last blocks at strides 2, 4, 8, 16; stride 32 ends with the last block kept
-
-    def __init__(self, blocks):
-        super().__init__()
-        network = mobilenet_v2(weights=None)
-        self.features = network.features[:blocks]
-        self.left_out = network.state_dict().keys() - self.state_dict().keys()
-
-    def forward(self, images):
-        """images (N, 3, H, W) -> five maps; each side is half the one before, rounded up."""
-        maps = []
-        for index, block in enumerate(self.features):
-            images = block(images)
-            if index in self.STAGE_ENDS or index == len(self.features) - 1:
-                maps.append(images)  # (N, 16 | 24 | 32 | 96 | last, H / 2 | 4 | 8 | 16 | 32, …)
-        return maps
-
-
-class Pyramid(nn.Module):
-    """Top-down pyramid: the coarsest map, with the whole image's mean added, is enlarged step by step; each step adds
-    a 1×1 lateral of the next finer map and smooths the sum.
-
-    Source: Lin et al., Feature Pyramid Networks, CVPR 2017, figure 3; the image-level feature after Liu et al.,
-    ParseNet, 2015. Deviations: smoothing stands inside the top-down path, with batch norm and ReLU, so that coarse
-    levels are refined on their way down; it is dense where the map is small and depthwise separable at the finest
-    level, where a dense one would cost a tenth of the whole training step.
-    """
-
-    def __init__(self, in_channels, channels):
-        """in_channels: of the maps, finest first."""
-        super().__init__()
-        self.laterals = nn.ModuleList(convolution(width, channels, 1) for width in in_channels)
-        self.context = nn.Conv2d(in_channels[-1], channels, 1)  # no batch norm: one value per image and channel
-        finest = [convolution(channels, channels, 3, groups=channels), convolution(channels, channels, 1)]
-        dense = [[convolution(channels, channels, 3)] for _ in in_channels[1:-1]]
-        self.smooth = nn.ModuleList(nn.Sequential(*layers, nn.ReLU(inplace=True)) for layers in (finest, *dense))
-
-    def forward(self, maps):
-        """Maps finest first -> (N, channels, h, w) at the finest map's size."""
-        coarsest = maps[-1]
-        path = F.relu(self.laterals[-1](coarsest) + self.context(coarsest.mean((2, 3), keepdim=True)))
-        for level in reversed(range(len(maps) - 1)):
-            lateral = self.laterals[level](maps[level])
-            path = F.interpolate(path, lateral.shape[-2:], mode="bilinear", align_corners=False)
-            path = self.smooth[level](lateral + path)  # (N, channels, h, w) of this level
-        return path
-
-
-class UpSampling(nn.Module):
-    """One learned doubling: 3×3 transposed convolution with stride 2, batch norm, ReLU."""
-
-    def __init__(self, in_channels, out_channels):
-        super().__init__()
-        self.transposed = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, features, size):
-        """features (N, C, h, w) -> (N, out_channels, *size); each side of size is 2h - 1 or 2h."""
-        return F.relu(self.norm(self.transposed(features, output_size=size)), inplace=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Networks
 
 
-class DeepLabV3ResNet50(nn.Module):
-    """torchvision's DeepLabV3 on a dilated ResNet-50 (output stride 8), with its auxiliary head; keys as torchvision's.
+class DeepLabV3(Segmenter):
+    """torchvision's DeepLabV3 on a dilated backbone, with its auxiliary head; keys as torchvision's.
 
+    resnet50, resnet101: output stride 8; mobilenet_v3_large: 16, its auxiliary head reads stride 8.
     aux: weight of the auxiliary head's loss; 0 builds none. The head works in training mode only.
     Source: Chen et al., Rethinking Atrous Convolution, 2017; the auxiliary head after Zhao et al., PSPNet, CVPR 2017.
     """
 
-    imagenet = ResNet50_Weights.IMAGENET1K_V1
-    left_out = frozenset(("fc.weight", "fc.bias"))
+    BACKBONES = {  # how to make it, which map the auxiliary head reads, ImageNet and COCO weights
+        "resnet50": (
+            lambda: backbones.ResNetEncoder(50, output_stride=8),
+            3,
+            tv.ResNet50_Weights.IMAGENET1K_V1,
+            tv.segmentation.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1,
+        ),
+        "resnet101": (
+            lambda: backbones.ResNetEncoder(101, output_stride=8),
+            3,
+            tv.ResNet101_Weights.IMAGENET1K_V1,
+            tv.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1,
+        ),
+        "mobilenet_v3_large": (
+            backbones.mobilenet_v3_large,
+            2,
+            tv.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+            tv.segmentation.DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1,
+        ),
+    }
 
-    def __init__(self, num_classes, aux):
-        super().__init__()
-        network = deeplabv3_resnet50(
-            weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=True if aux else None
-        )
-        self.backbone = network.backbone
-        self.classifier = network.classifier
-        self.aux_classifier = network.aux_classifier
-        self.class_layers = ("classifier.4", "aux_classifier.4") if aux else ("classifier.4",)
-        self.aux_weights = {"aux": aux} if aux else {}
+    def __init__(self, backbone, num_classes, aux):
+        make, aux_map, imagenet, coco = self.BACKBONES[backbone]
+        super().__init__(make())
+        self.aux_map, self.imagenet, self.coco = aux_map, imagenet, coco
+        widths = self.backbone.widths
+        self.classifier = DeepLabHead(widths[-1], num_classes)
+        self.class_layers = ("classifier.4",)
+        if aux:
+            self.aux_classifier = FCNHead(widths[self.aux_map], num_classes)
+            self.class_layers += ("aux_classifier.4",)
+            self.aux_weights["aux"] = aux
 
-    def forward(self, images):
-        features = self.backbone(images)  # {"out": (N, 2048, H / 8, W / 8), "aux": (N, 1024, H / 8, W / 8)}
-        logits = {"out": self.classifier(features["out"])}
-        if self.aux_classifier is not None and self.training:
-            logits["aux"] = self.aux_classifier(features["aux"])
-        return {name: resize_logits(value, images.shape[-2:]) for name, value in logits.items()}
+    def decode(self, maps, size):
+        features = maps[-1]
+        for layer in list(self.classifier)[:-1]:
+            features = layer(features)
+        return [features]  # (N, 256, h, w), at stride 8 or 16
+
+    def classify(self, features):
+        return self.classifier[-1](features)
+
+    def auxiliary(self, maps):
+        return {"aux": self.aux_classifier(maps[self.aux_map])} if "aux" in self.aux_weights else {}
 
 
-class FpnMobileNetV2(nn.Module):
-    """MobileNetV2 with a light top-down pyramid, classified at stride 4.
+class DeepLabV3Plus(Segmenter):
+    """Atrous separable pooling at stride 8 or 16, then the details of stride 4.
 
-    The encoder stops at the 320 channels of its last bottleneck: a head on those is as accurate as one on the 1280
-    after them, and cheaper (Sandler et al. 2018, section 6.3). dropout: share of the channels dropped, whole maps.
+    Source: Chen et al., Encoder-Decoder with Atrous Separable Convolution, ECCV 2018, section 3 (rates 6, 12, 18 at
+    stride 16, twice that at 8; 48 channels of detail; two 3×3 convolutions, separable here, after the two meet).
     """
 
-    imagenet = MobileNet_V2_Weights.IMAGENET1K_V1
-    class_layers = ("classifier",)
-    aux_weights = {}
+    BACKBONES = {  # how to make it, its ImageNet weights
+        "resnet50": (lambda stride: backbones.ResNetEncoder(50, stride), tv.ResNet50_Weights.IMAGENET1K_V1),
+        "resnet101": (lambda stride: backbones.ResNetEncoder(101, stride), tv.ResNet101_Weights.IMAGENET1K_V1),
+        "mobilenet_v2": (
+            lambda stride: backbones.mobilenet_v2(output_stride=stride),
+            tv.MobileNet_V2_Weights.IMAGENET1K_V1,
+        ),
+    }
 
-    def __init__(self, num_classes, channels, dropout):
-        super().__init__()
-        self.backbone = MobileNetV2Encoder(blocks=18)
-        self.left_out = self.backbone.left_out
-        self.pyramid = Pyramid((24, 32, 96, 320), channels)
+    def __init__(self, backbone, num_classes, stride):
+        make, imagenet = self.BACKBONES[backbone]
+        super().__init__(make(stride))
+        self.imagenet = imagenet
+        widths = self.backbone.widths
+        self.pooling = AtrousPooling(widths[-1], 256, [rate * 16 // stride for rate in (6, 12, 18)])
+        self.detail = activated(widths[1], 48, 1)
+        self.fuse = nn.Sequential(separable(256 + 48, 256), separable(256, 256))
+        self.classifier = nn.Conv2d(256, num_classes, 1)
+
+    def decode(self, maps, size):
+        pooled = self.pooling(maps[-1])  # (N, 256, H / stride, W / stride)
+        detail = self.detail(maps[1])  # (N, 48, H / 4, W / 4)
+        return [self.fuse(torch.cat([resize(pooled, detail), detail], dim=1)), pooled]
+
+
+class UNet(Segmenter):
+    """U-Net over a pretrained encoder: each doubling meets the encoder's map of that size in two 3×3 convolutions.
+
+    Source: Ronneberger et al., U-Net, MICCAI 2015. Deviations: the encoder; batch norm; nearest doubling instead of
+    a transposed convolution; sizes are kept by padding.
+    """
+
+    BACKBONES = {
+        "resnet50": (lambda: backbones.ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
+        "mobilenet_v2": (lambda: backbones.mobilenet_v2(blocks=19), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
+    }
+    WIDTHS = (256, 128, 64, 32, 16)  # at strides 16, 8, 4, 2, 1
+
+    def __init__(self, backbone, num_classes):
+        make, imagenet = self.BACKBONES[backbone]
+        super().__init__(make())
+        self.imagenet = imagenet
+        below = (self.backbone.widths[-1], *self.WIDTHS[:-1])
+        skips = (*self.backbone.widths[-2::-1], 0)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(activated(low + skip, width, 3), activated(width, width, 3))
+            for low, skip, width in zip(below, skips, self.WIDTHS, strict=True)
+        )
+        self.classifier = nn.Conv2d(self.WIDTHS[-1], num_classes, 3, padding=1)
+
+    def decode(self, maps, size):
+        path, levels = maps[-1], []
+        for block, skip in zip(self.blocks, [*maps[-2::-1], None], strict=True):
+            path = F.interpolate(path, size if skip is None else skip.shape[-2:], mode="nearest")
+            path = block(path if skip is None else torch.cat([path, skip], dim=1))  # (N, width, h, w) of this level
+            levels.insert(0, path)
+        return levels
+
+
+class Fpn(Segmenter):
+    """A light top-down pyramid over any backbone, classified at stride 4.
+
+    MobileNetV2 stops at the 320 channels of its last bottleneck: a head on those is as accurate as one on the 1280
+    after them, and cheaper (Sandler et al. 2018, section 6.3).
+    dropout: share of the channels dropped, whole maps; the other options are the pyramid's.
+    """
+
+    def __init__(self, backbone, num_classes, channels, dropout, **options):
+        make, imagenet = PYRAMID_BACKBONES[backbone]
+        super().__init__(make())
+        self.imagenet = imagenet
+        self.multiple = (
+            32 if backbone.startswith(("convnext", "swin")) else 1
+        )  # their strides round down, or pad tokens
+        self.pyramid = Pyramid(self.backbone.widths[-4:], channels, **options)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, images):
-        maps = self.backbone(images)
-        finest = self.pyramid(maps[1:])  # (N, channels, H / 4, W / 4)
-        logits = self.classifier(self.dropout(finest))  # (N, C, H / 4, W / 4)
-        return {"out": resize_logits(logits, images.shape[-2:])}
+    def decode(self, maps, size):
+        return self.pyramid(maps[-4:])  # strides 4, 8, 16, 32
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Segmenter):
     """MobileNetV2 and five learned doublings, each to exactly the size that the encoder had there.
 
-    3.54 M parameters: a 1×1 convolution from 1280 to 256 channels comes before the first transposed one.
+    3.54 M parameters: a 1×1 convolution from 1280 to 256 channels comes before the first transposed one. skips: each
+    doubling but the last adds a 1×1 convolution of the encoder's map of that size.
     """
 
-    imagenet = MobileNet_V2_Weights.IMAGENET1K_V1
-    class_layers = ("classifier",)
-    aux_weights = {}
+    imagenet = tv.MobileNet_V2_Weights.IMAGENET1K_V1
 
-    def __init__(self, num_classes):
-        super().__init__()
-        self.backbone = MobileNetV2Encoder(blocks=19)
-        self.left_out = self.backbone.left_out
-        self.reduce = nn.Sequential(convolution(1280, 256, 1), nn.ReLU(inplace=True))
+    def __init__(self, num_classes, skips):
+        super().__init__(backbones.mobilenet_v2(blocks=19))
+        self.reduce = activated(1280, 256, 1)
         widths = (256, 256, 128, 64, 32, 16)
         self.up = nn.ModuleList(UpSampling(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        pairs = zip(self.backbone.widths[-2::-1], widths[1:-1], strict=True)
+        self.skips = nn.ModuleList(convolution(*pair, 1) for pair in pairs if skips)
         self.classifier = nn.Conv2d(16, num_classes, 1)
 
-    def forward(self, images):
-        maps = self.backbone(images)
+    def decode(self, maps, size):
         features = self.reduce(maps[-1])  # (N, 256, H / 32, W / 32)
-        sizes = [finer.shape[-2:] for finer in (images, *maps[:-1])]  # strides 1, 2, 4, 8, 16
-        for up, size in zip(self.up, reversed(sizes), strict=True):
-            features = up(features, size)  # at last (N, 16, H, W)
-        return {"out": self.classifier(features).float().contiguous()}
+        levels = [features]
+        sizes = [finer.shape[-2:] for finer in maps[-2::-1]] + [size]  # strides 16, 8, 4, 2, 1
+        for number, (up, finer) in enumerate(zip(self.up, sizes, strict=True)):
+            features = up(features, finer)  # at last (N, 16, H, W)
+            if number < len(self.skips):
+                features = features + self.skips[number](maps[-2 - number])
+            levels.insert(0, features)
+        return levels
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
+class Vit(Segmenter):
+    """Vision Transformer at stride 16, and a decoder: linear, or progressive, which doubles twice on its way to
+    stride 4.
 
-
-def load_weights(model, source):
-    """Start the model from pretrained weights and return lines that say what was loaded and what was not.
-
-    source: "none"; "imagenet", torchvision's weights for the backbone, downloaded; or a file with a state dict of the
-    backbone (ImageNet) or of a whole model (torchvision's segmentation checkpoints, our own), bare or under
-    "state_dict", "model" or "state", with or without "module." before every key. The keys themselves tell which.
-
-    Loading is strict. What may stay unloaded: the ImageNet classifier; layers that have another number of classes;
-    an auxiliary head that only one side has.
-    Raises UserError for anything else that is missing, unexpected or of another shape, and for an unreadable file.
+    Source: Dosovitskiy et al., ICLR 2021; the decoders after Zheng et al., SETR, CVPR 2021, and Strudel et al.,
+    Segmenter, ICCV 2021 (linear).
     """
-    if source == "none":
-        return [f"new, random: the whole model ({len(model.state_dict())} tensors)"]
-    if source == "imagenet":
-        return _load(model, download_imagenet(model.imagenet), str(model.imagenet))
-    return _load(model, read_tensors(source), source)
 
+    multiple = 16
 
-def download_imagenet(weights):
-    """The state dict of one of torchvision's weights, from torch hub's cache or the network.
+    def __init__(self, name, num_classes, decoder, channels):
+        super().__init__(VitEncoder(name))
+        self.imagenet = VIT_WEIGHTS.get(name)
+        build = LinearDecoder if decoder == "linear" else ProgressiveDecoder
+        self.decoder = build(self.backbone.widths[-1], channels)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
 
-    Raises UserError, with the remedy, where it cannot be had.
-    """
-    try:
-        return weights.get_state_dict(
-            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException, pickle.UnpicklingError) as error:
-        remedy = f"download {weights.url} on a connected machine and give the file with --weights FILE"
-        raise UserError(f"cannot get the ImageNet weights ({_first_line(error)})", weights.url, remedy) from None
-
-
-def read_tensors(path):
-    """The {key: tensor} in a weights file of any of the kinds that `load_weights` names, on the CPU.
-
-    Raises UserError for a file that is missing, no weights file, cut short or damaged.
-    """
-    if not Path(path).is_file():
-        raise UserError("no such weights file", path, "give --weights none, imagenet, or a file that exists")
-    damaged = None
-    try:
-        if zipfile.is_zipfile(path):  # torch does not compare checksums: a flipped bit would load as another weight
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a file that is cut short, or no weights at all, raises nearly anything
-        remedy = "give a file of tensors alone (a saved state dict), whole"
-        raise UserError(f"this file cannot be read as weights ({_first_line(error)})", path, remedy) from None
-    if damaged:
-        raise UserError(f"damaged weights file (checksum of {damaged} differs)", path, "copy or download it again")
-    return _unwrap(content, path)
-
-
-def _unwrap(content, path):
-    """The state dict inside a checkpoint, without the "module." that data parallel training puts before each key."""
-    if isinstance(content, dict):
-        wrapped = (content[key] for key in ("state", "state_dict", "model") if isinstance(content.get(key), dict))
-        content = next(wrapped, content)
-    named = isinstance(content, dict) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items())
-    if not named or not content:
-        remedy = 'give a state dict, bare or under "state_dict" or "model"'
-        raise UserError("no weights in this file (they are tensors by name)", path, remedy)
-    if all(key.startswith("module.") for key in content):
-        return {key.removeprefix("module."): value for key, value in content.items()}
-    return content
-
-
-def _load(model, state, origin):
-    """Load a state dict into the whole model or, if it is not one of a whole model, into the backbone."""
-    whole = any(key.startswith("backbone.") for key in state)
-    target = model if whole else model.backbone
-    own = target.state_dict()
-    left, new = _class_difference(model, state, own) if whole else (model.left_out & state.keys(), set())
-    loaded = {key: state[key] for key in own if key in state and key not in new}
-    _check_fit(model, own, state, loaded, left, new, origin)
-    target.load_state_dict({**own, **loaded})
-    lines = [f"{'model' if whole else 'backbone'}: {len(loaded)} tensors from {origin}"]
-    if left:
-        lines.append("left in file: " + ", ".join(sorted(left)))
-    if new:
-        lines.append("new, random: " + ", ".join(sorted(new)))
-    if not whole:
-        lines.append(f"new, random: head ({len(model.state_dict()) - len(own)} tensors)")
-    return lines
-
-
-def _class_difference(model, state, own):
-    """The keys that a whole model's file and the model need not share: (left in the file, new in the model).
-
-    They are the layers with another number of classes, and an auxiliary head that only one of the two has.
-    """
-    layers = [f"{layer}.{part}" for layer in model.class_layers for part in ("weight", "bias")]
-    differ = {key for key in layers if key in state and state[key].shape[:1] != own[key].shape[:1]}
-    in_file, in_model = ({key for key in keys if key.startswith("aux_classifier.")} for keys in (state, own))
-    return differ | (set() if in_model else in_file), differ | (set() if in_file else in_model)
-
-
-def _check_fit(model, own, state, loaded, left, new, origin):
-    """Raise UserError unless the file holds exactly the tensors expected of it, in the model's shapes."""
-    missing = own.keys() - loaded.keys() - new
-    # A counter that no computation here reads; files written before it existed (torch 0.4) do not have it.
-    missing = {key for key in missing if not key.endswith("num_batches_tracked")}
-    unexpected = state.keys() - loaded.keys() - left
-    shapes = {key for key in loaded if loaded[key].shape != own[key].shape}
-    faults = [
-        f"{len(keys)} {what} ({_first_few(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if faults:
-        backbone = model.imagenet.url.rpartition("/")[2]
-        remedy = f"give a checkpoint of this model or ImageNet weights of its backbone (such as {backbone})"
-        raise UserError(f"these weights do not fit {model.name}: {'; '.join(faults)}", origin, remedy)
-
-
-def _first_few(keys):
-    """The first three keys by name, and how many more."""
-    keys = sorted(keys)
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    def decode(self, maps, size):
+        return self.decoder(maps[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -407,22 +367,27 @@ def _first_line(error):
 def freeze(model, rule):
     """Take parameters out of training.
 
-    rule: "none", "backbone", or N for the first N parameter tensors in the model's own order, the backbone's first.
+    rule: "none"; "backbone"; "all-but-head", which leaves only the layers that make the logits; or N for the first N
+    parameter tensors in the model's own order, the backbone's first.
     Raises UserError for another rule or more parameters than there are.
     """
     parameters = list(model.parameters())
     if rule == "none":
-        count = 0
+        frozen = []
     elif rule == "backbone":
-        count = len(list(model.backbone.parameters()))
+        frozen = list(model.backbone.parameters())
+    elif rule == "all-but-head":
+        heads = {id(p) for layer in model.class_layers for p in model.get_submodule(layer).parameters()}
+        frozen = [parameter for parameter in parameters if id(parameter) not in heads]
     elif str(rule).isdecimal():
-        count = int(rule)
+        frozen = parameters[: int(rule)]
     else:
-        raise UserError(f"unknown rule {rule!r}", "--freeze", "write none, backbone, or a number of parameter tensors")
-    if count > len(parameters):
+        remedy = "write none, backbone, all-but-head, or a number of parameter tensors"
+        raise UserError(f"unknown rule {rule!r}", "--freeze", remedy)
+    if str(rule).isdecimal() and int(rule) > len(parameters):
         remedy = f"{model.name} has {len(parameters)} parameter tensors"
-        raise UserError(f"cannot freeze {count} parameter tensors", "--freeze", remedy)
-    for parameter in parameters[:count]:
+        raise UserError(f"cannot freeze {rule} parameter tensors", "--freeze", remedy)
+    for parameter in frozen:
         parameter.requires_grad_(False)
 
 

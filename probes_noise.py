@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import data
+import data_sampling
 import engine
 import losses
 import metrics
@@ -143,8 +144,8 @@ def noise_test(args, splits, audits, device, make=fresh_noise, fresh=True, progr
     geometry = data.Geometry(args.image_size)
     model, _ = models.start_model(args, train.spec.num_classes)
     model.to(device, memory_format=torch.channels_last)
-    criterion = losses.Criterion({"ce": 1.0}, train.spec.num_classes, data.Normalise()).to(device)
-    training = _start(args, model, device, NoiseInput(make), len(train))
+    criterion = losses.Criterion({"ce": [1.0]}, train.spec.num_classes, data.Normalise()).to(device)
+    training = _start(args, model, device, NoiseInput(make), audits["train"], geometry)
     complaint, proof = prove_noise(training, criterion, train, geometry, fresh=fresh)
     if complaint:
         why = f"this is no noise test: {complaint}"
@@ -160,15 +161,16 @@ def noise_test(args, splits, audits, device, make=fresh_noise, fresh=True, progr
     return finding
 
 
-def _start(args, model, device, augment, images):
+def _start(args, model, device, augment, audit, geometry):
     """The noise test's own plain training: AdamW, one-cycle, no class weights."""
-    steps = max(1, math.ceil(images / args.batch_size))
+    steps = max(1, math.ceil(len(audit.split) / args.batch_size))
     args = copy.copy(args)
     args.optimizer, args.weight_decay, args.backbone_lr = "adamw", 0.01, None
     return engine.Training(
         model=model,
         optimizer=engine.build_optimizer(args, model),
         schedule=engine.Schedule("onecycle", args.iters, steps),
+        sampling=data_sampling.Sampling("uniform", {}, audit, geometry),
         augment=augment,
         device=device,
         dtype=engine.autocast_dtype("auto", device),

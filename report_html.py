@@ -1,7 +1,7 @@
 """The report page: one HTML file without script, network or font, readable on a phone, in the dark and on paper.
 
 The score always stands beside the layout floor, with one sentence that says what the two mean together. Everything
-that comes from outside (class names, captions, flags) is escaped; figures are fractions.
+that comes from outside (class names, captions, flags) is escaped. Figures are fractions; a sentence says percent.
 """
 
 import base64
@@ -58,6 +58,7 @@ td.n,th.n{text-align:right}td.n{white-space:nowrap}
 .classes .iou div{height:12px;background:var(--gain);border-radius:2px;min-width:1px}
 .chip{display:inline-block;width:14px;height:14px;border:1px solid var(--muted);border-radius:3px;margin:0 9px 0 -24px;
 vertical-align:-2px}
+.files{max-width:860px;margin-bottom:20px}.files td:first-child{overflow-wrap:anywhere}ol{margin:.5em 0 1.2em}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:0 32px}
 .pairs div{display:flex;justify-content:space-between;gap:16px;border-bottom:1px solid var(--line);padding:4px 0}
 .pairs dt{color:var(--muted)}.pairs dd{margin:0;text-align:right}dl{margin:0}
@@ -197,6 +198,49 @@ def class_rows(evaluation, palette):
     return table + (absent if None in evaluation["iou"].values() else "")
 
 
+def _percent(share):
+    """A share as percent with two digits: 31 %, 3.4 %, 0.052 %."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 else f"{value:#.2g} %" if value >= 0.01 else "under 0.01 %"
+
+
+def confusion_words(row):
+    """One entry of evaluation["confusions"] as a sentence without its full stop."""
+    return (
+        f"{_percent(row['share_of_all'])} of all pixels: {row['target']} taken for {row['prediction']} "
+        f"({_percent(row['share_of_target'])} of {row['target']})"
+    )
+
+
+def confusions(rows, picture):
+    """What is taken for what: the largest confusions in words, then the picture of the matrix."""
+    sentences = [confusion_words(row).replace(" %", "\u00a0%") for row in rows]  # no line begins with the sign
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    words = f"<p>The largest, by pixels:</p><ol>{items}</ol>" if items else ""
+    return words + (gallery([("Confusion matrix, each row divided by its sum", picture)]) if picture else "")
+
+
+def worst_images(rows):
+    """The images with the lowest mIoU, by name."""
+    cells = "".join(f'<tr><td>{escape(row["file"])}</td><td class="n">{_score(row["miou"])}</td></tr>' for row in rows)
+    return f'<table class="files"><tr><th>file</th><th class="n">mIoU</th></tr>{cells}</table>' if rows else ""
+
+
+def feature_rows(features):
+    """The stages of the network: shape and spread of their maps, and what they see of one image."""
+    if not features:
+        return ""
+    rows = ""
+    for row in features["stages"]:
+        cells = [" × ".join(map(str, row["shape"])), *(show(row[name]) for name in ("mean", "std", "zeros"))]
+        rows += (
+            f"<tr><td>{escape(row['stage'])}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>"
+        )
+    heads = "".join(f'<th class="n">{head}</th>' for head in ("channels × size", "mean", "std", "zeros"))
+    table = f'<div class="scroll"><table class="files"><tr><th>stage</th>{heads}</tr>{rows}</table></div>'
+    return table + gallery(features["pictures"])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
@@ -296,8 +340,8 @@ def gallery(pictures):
     for caption, path in pictures:
         try:
             address, width = embed(path)
-            wide = ' class="wide"' if width > 900 else ""
-            shown = f'<div class="scroll"><img{wide} src="{address}" alt="{escape(caption)}"></div>'
+            how = 'class="wide"' if width > 900 else f'style="max-width:{max(width, 480)}px"'  # a small one stays small
+            shown = f'<div class="scroll"><img {how} src="{address}" alt="{escape(caption)}"></div>'
         except OSError:
             shown = f'<p class="note">{escape(Path(path).name)} cannot be read</p>'
         parts.append(f"<figure><figcaption>{escape(caption)}</figcaption>{shown}</figure>")
@@ -349,7 +393,7 @@ def banner(diagnosis):
 # The page
 
 
-def page(title, config, evaluation, log, pictures, diagnosis, palette):
+def page(title, config, evaluation, log, pictures, diagnosis, palette, confusion=None, features=None):
     """The whole page as text; see `report.write_report` for the arguments."""
     scores = evaluation or {}
     about = " · ".join(show(part) for part in (config.get("dataset"), scores.get("split"), config.get("model")) if part)
@@ -358,9 +402,12 @@ def page(title, config, evaluation, log, pictures, diagnosis, palette):
     sections = [
         _section("Classes", class_rows(scores, palette)),
         _section("Other figures", figures(scores, list(scores.get("iou", {}))) if evaluation else ""),
+        _section("Confusions", confusions(scores.get("confusions", []), confusion)),
         _section("Training", curves(log)),
         _section("Anomaly scores", anomaly_table(scores.get("anomaly"))),
+        _section("Worst images", worst_images(scores.get("worst_images", []))),
         _section("Pictures", gallery(pictures)),
+        _section("Features", feature_rows(features)),
         _section("Diagnosis", "".join(finding(one) for one in (diagnosis or {}).get("findings", [])), "findings"),
         _section("Protocol", _pairs((scores.get("protocol") or {}).items()) if scores.get("protocol") else ""),
         _section("Configuration", flags if config else ""),

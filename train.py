@@ -9,10 +9,12 @@
 The run directory holds config.json, log.jsonl, samples.png (what the network is shown), best.pth and last.pth.
 """
 
+import importlib.util
 import json
 import math
 import os
 import signal
+import statistics
 import sys
 import time
 from argparse import Namespace
@@ -23,6 +25,7 @@ import torch
 import checkpoint
 import data
 import data_audit
+import data_sampling
 import engine
 import flags
 import losses
@@ -32,7 +35,7 @@ import report
 from flags import UserError
 
 # What may differ between a run and its continuation: where things are, not what is computed.
-FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "device", "save_every"}
+FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "device", "save_every", "tensorboard"}
 
 
 def build_parser():
@@ -51,6 +54,7 @@ def build_parser():
     group.add_argument("--validate-every", type=flags.positive_int, default=1, help="epochs between validations")
     group.add_argument("--save-every", type=flags.positive_int, default=200, help="steps between checkpoints at most")
     group.add_argument("--log-every", type=flags.positive_int, default=10, help="steps between lines of the log")
+    group.add_argument("--tensorboard", action="store_true", help="write the log's figures for TensorBoard as well")
     return parser
 
 
@@ -61,6 +65,8 @@ def read_args(parser, words=None):
     """
     args = parser.parse_args(words)
     args.run_dir = str(args.run_dir or Path("runs") / args.dataset)
+    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise UserError("TensorBoard is not installed", "--tensorboard", "pip install tensorboard, or leave it out")
     if not args.resume:
         if any(Path(args.run_dir).glob("*.pth")):
             remedy = "add --resume to go on with it, or choose another --run-dir"
@@ -74,7 +80,7 @@ def read_args(parser, words=None):
         what = f"--{name.replace('_', '-')} {getattr(args, name)} differs from the run's {saved.get(name)}"
         raise UserError(what, args.run_dir, "leave it out to go on with the run, or start another --run-dir")
     kept = {name: getattr(args, name) for name in parser.given & FREE_ON_RESUME}
-    return Namespace(**{**saved, **kept, "run_dir": args.run_dir, "resume": True}), last
+    return Namespace(**{**vars(args), **saved, **kept, "run_dir": args.run_dir, "resume": True}), last
 
 
 class Interrupted(Exception):
@@ -106,8 +112,9 @@ class Log:
     A checkpoint keeps the file's length and the steps not yet written, so that a resumed run's log has no seam.
     """
 
-    def __init__(self, path, every, main=True, length=0, window=()):
+    def __init__(self, path, every, main=True, length=0, window=(), board=False):
         self.every, self.main, self.window = every, main, list(window)
+        self.board = open_board(path.parent) if board and main else None
         self.clock, self.timed = time.perf_counter(), 0
         self.file = open(path, "ab") if main else None  # noqa: SIM115  open as long as the run
         if main:
@@ -121,6 +128,9 @@ class Log:
         if self.main:
             self.file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
             self.file.flush()
+        if self.board:
+            for name, value in figures_of(entry):
+                self.board.add_scalar(name, value, entry["step"])
 
     def add_step(self, result, training):
         """Note a step's result; returns the line written if it was time for one."""
@@ -135,7 +145,8 @@ class Log:
             return None
         self.window = []
         mean = {name: sum(row["terms"][name] for row in rows) / len(rows) for name in rows[0]["terms"]}
-        norms = [row["gradient_norm"] for row in rows if math.isfinite(row["gradient_norm"])]
+        norms = [row["gradient_norm"] for row in rows]
+        parts = {name: [row["module_norms"][name] for row in rows] for name in rows[0]["module_norms"]}
         now = time.perf_counter()
         line = {
             "kind": "train",
@@ -143,7 +154,8 @@ class Log:
             "epoch": training.epoch,
             "loss": sum(row["loss"] for row in rows) / len(rows),
             "terms": mean,
-            "gradient_norm": sum(norms) / len(norms) if norms else None,  # fp16 skips a step that overflows
+            "gradient_norm": spread_of(norms)["mean"],
+            "gradient_norms": {name: spread_of(values) for name, values in parts.items()},
             "lr": sorted({group["lr"] for group in training.optimizer.param_groups}),
             "images_per_second": self.timed / max(now - self.clock, 1e-9),
         }
@@ -155,7 +167,8 @@ class Log:
         """The noted steps as plain numbers, each checked. Raises FloatingPointError."""
         for i, row in enumerate(self.window):
             row.update(loss=float(row["loss"]), gradient_norm=float(row["gradient_norm"]))
-            row["terms"] = {name: float(value) for name, value in row["terms"].items()}
+            for group in ("terms", "module_norms"):
+                row[group] = {name: float(value) for name, value in row[group].items()}
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
                     f"loss is {row['loss']} at step {step - len(self.window) + i + 1}; lower --lr, add --clip 1 or "
@@ -167,10 +180,40 @@ class Log:
         """Close the file."""
         if self.main:
             self.file.close()
+        if self.board:
+            self.board.close()
 
     def restart_clock(self):
         """Leave what lies between (a validation) out of the images per second."""
         self.clock, self.timed = time.perf_counter(), 0
+
+
+def spread_of(values):
+    """{"mean", "spread"} (standard deviation) of the finite ones, None where there are none: fp16 skips a step that
+    overflows."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return {"mean": None, "spread": None}
+    return {"mean": statistics.fmean(values), "spread": statistics.pstdev(values)}
+
+
+def open_board(folder):
+    """A TensorBoard writer into the run directory; the package is asked for in `read_args`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder / "tensorboard")
+
+
+def figures_of(entry, prefix=""):
+    """(name, value) of every figure in a line of the log, the names joined by '/' under its kind."""
+    prefix = prefix or entry["kind"]
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            yield from figures_of(value, f"{prefix}/{name}")
+        elif isinstance(value, list):  # the groups' learning rates
+            yield from ((f"{prefix}/{name}/{i}", one) for i, one in enumerate(value))
+        elif isinstance(value, (int, float)) and name != "step":
+            yield f"{prefix}/{name}", value
 
 
 def prepare_data(args, processes=1):
@@ -180,6 +223,11 @@ def prepare_data(args, processes=1):
     if args.batch_size < 2 * processes:
         what = f"--batch-size {args.batch_size} leaves fewer than 2 images for each process, which batch norm refuses"
         raise UserError(what, remedy=f"use at least {2 * processes}")
+    if args.batch_size < 2 * processes * args.accumulate:
+        what = f"--accumulate {args.accumulate} leaves parts of fewer than 2 images, which batch norm refuses"
+        raise UserError(what, remedy=f"use --batch-size {2 * processes * args.accumulate} or more")
+    if not 0 <= args.ema < 1:
+        raise UserError(f"decay {args.ema}", "--ema", "give at least 0 and below 1, such as 0.999")
     if len(splits["train"]) < 2 * processes:
         raise UserError(f"training needs at least {2 * processes} images", root, "add images, or raise --limit")
     audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
@@ -190,10 +238,10 @@ def prepare_data(args, processes=1):
     return spec, splits, audits, layout
 
 
-def write_samples(path, split, geometry, augment, spec, palette, count=8):
+def write_samples(path, split, sampling, geometry, augment, spec, palette, count=8):
     """A picture of training examples exactly as the network gets them, masks beside them."""
     generator = torch.Generator().manual_seed(0)
-    tickets = data.draw_tickets(len(split), count, generator)[0]
+    tickets = sampling.draw(generator, count)[0]
     raw = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
     images, targets = (torch.stack(part) for part in zip(*raw, strict=True))
     images, targets = augment(images, targets, generator)
@@ -218,7 +266,7 @@ def prepare_model(args, spec, last, device):
 
 def build_criterion(args, model, audit, spec):
     """The loss that --loss, --class-weights and --label-smoothing describe; weights from the training targets."""
-    weights = losses.class_weights(args.class_weights, torch.from_numpy(audit.counts), spec.classes)
+    weights = losses.class_weights(args.class_weights, torch.from_numpy(audit.image_counts), spec.classes)
     return losses.Criterion(
         losses.parse_loss(args.loss),
         spec.num_classes,
@@ -285,7 +333,14 @@ class Run:
         progress = last["progress"] if last else {"best": None, "validation": None, "log_bytes": 0, "window": []}
         self.best, self.validation = progress["best"], progress["validation"]
         self.path = Path(args.run_dir)
-        self.log = Log(self.path / "log.jsonl", args.log_every, main, progress["log_bytes"], progress["window"])
+        self.log = Log(
+            self.path / "log.jsonl",
+            args.log_every,
+            main,
+            progress["log_bytes"],
+            progress["window"],
+            args.tensorboard,
+        )
 
     def save(self, training):
         """Write last.pth, keeping the one before it."""
@@ -319,7 +374,7 @@ class Run:
             if self.main:
                 progress = {"step": training.step, "best": score}
                 checkpoint.save_checkpoint(
-                    self.path / "best.pth", {**self.content(training.model), "progress": progress}
+                    self.path / "best.pth", {**self.content(training.best), "progress": progress}
                 )
 
 
@@ -362,6 +417,7 @@ def main():
     rank, processes = engine.start_processes(device)
     torch.manual_seed(args.seed)
     augment = data.Augment(data.parse_augment(args.augment))
+    drawing = data_sampling.parse_sampling(args.sampling, args.crop)
     dtype = engine.autocast_dtype(args.amp, device)
     if rank == 0:
         print(f"device: {engine.describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
@@ -370,18 +426,22 @@ def main():
     geometry = data.Geometry.from_args(args, spec.num_classes)
     model, initial = prepare_model(args, spec, last, device)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
-    batches = data.draw_tickets(len(splits["train"]), args.batch_size, torch.Generator())
+    sampling = data_sampling.Sampling(*drawing, audits["train"], geometry)
+    batches = sampling.draw(torch.Generator(), args.batch_size)
     steps = len(data.share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps
     training = engine.Training(
         model=model,
         optimizer=engine.build_optimizer(args, model),
         schedule=engine.Schedule(args.schedule, total_steps, steps, args.warmup),
+        sampling=sampling,
         augment=augment,
         device=device,
         dtype=dtype,
         clip=args.clip,
         seed=args.seed,
+        accumulate=args.accumulate,
+        ema=args.ema,
         rank=rank,
         processes=processes,
     )
@@ -392,9 +452,9 @@ def main():
         training.restore(last["training"])
     elif rank == 0:
         (run.path / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
-        write_samples(run.path / "samples.png", splits["train"], geometry, augment, spec, palette)
+        write_samples(run.path / "samples.png", splits["train"], sampling, geometry, augment, spec, palette)
         print(f"{run.path}/samples.png shows what the network will see")
-    predictor = engine.Predictor(model, spec.num_classes, geometry, device)
+    predictor = engine.Predictor(training.best, spec.num_classes, geometry, device)
     code = fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, StopSignal())
     if rank == 0 and not code:
         print_result(run)

@@ -71,6 +71,7 @@ def main():
             "model": "fpn_mobilenet_v2",
             "weights": "none",
             "freeze": "none",
+            "aux_task": "none",
             "image_size": [120, 160],
             "batch_size": 8,
             "lr": 2e-3,

@@ -24,10 +24,13 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+import data_audit
+import data_sampling
 import data_specs
 import engine
 import flags
 import losses
+import metrics
 import models
 
 CLASSES, BATCH = 11, 8
@@ -96,6 +99,25 @@ def our_epoch(training, criterion, split, geometry, workers):
     return seen
 
 
+def start_training(split, size, device):
+    """Our training state as train.py makes it."""
+    ours = models.build_model("mobilenetv2", CLASSES).to(memory_format=torch.channels_last)
+    audit = data_audit.audit(split, metrics.GRID)
+    return engine.Training(
+        model=ours,
+        optimizer=engine.build_optimizer(
+            Namespace(optimizer="adamw", lr=1e-3, backbone_lr=None, weight_decay=0.01), ours
+        ),
+        schedule=engine.Schedule("constant", 1, 1),
+        sampling=data_sampling.Sampling("uniform", {}, audit, data.Geometry(size)),
+        augment=data.Augment(data.parse_augment("flip=0.5,scale=0.75:1.5,colour=0.3")),
+        device=device,
+        dtype=engine.autocast_dtype("auto", device),
+        clip=0.0,
+        seed=0,
+    )
+
+
 def main():
     """Print images a second of both, round by round, and the median ratio."""
     parser = flags.Parser(__doc__)
@@ -107,24 +129,12 @@ def main():
     torch.manual_seed(0)
     plain = models.build_model("mobilenetv2", CLASSES)
     optimizer = torch.optim.AdamW(plain.parameters(), 1e-3)
-    ours = models.build_model("mobilenetv2", CLASSES).to(memory_format=torch.channels_last)
-    training = engine.Training(
-        model=ours,
-        optimizer=engine.build_optimizer(
-            Namespace(optimizer="adamw", lr=1e-3, backbone_lr=None, weight_decay=0.01), ours
-        ),
-        schedule=engine.Schedule("constant", 1, 1),
-        augment=data.Augment(data.parse_augment("flip=0.5,scale=0.75:1.5,colour=0.3")),
-        device=device,
-        dtype=engine.autocast_dtype("auto", device),
-        clip=0.0,
-        seed=0,
-    )
-    criterion = losses.Criterion({"ce": 1.0}, CLASSES, data.Normalise())
+    criterion = losses.Criterion({"ce": [1.0]}, CLASSES, data.Normalise())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_images(root, args.images)
         split = data.open_split(data_specs.CAMVID, root, "train")
+        training = start_training(split, size, device)
         ratios = []
         for number in range(args.rounds + 1):  # the first warms both up and is not counted
             rates = []

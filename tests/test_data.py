@@ -267,6 +267,35 @@ def test_colour_jitter_leaves_the_target_alone_and_none_changes_nothing():
     assert torch.equal(same, data.to_float(images))
 
 
+def test_no_jitter_touches_what_lies_outside_the_image():
+    """Neither what zooming out brings in, nor what a crop larger than the image adds."""
+    mean = torch.tensor(data.MEAN).view(1, 3, 1, 1)
+    images, targets = scene()
+    generator = torch.Generator().manual_seed(0)
+    moved, labels = data.Augment({"scale": [0.5], "colour": 0.5})(images, targets, generator)
+    kept = (moved - mean).abs().amax(1) < 1e-5
+    assert (kept & (labels == data.VOID)).float().mean() > 0.6  # 0.75 of the canvas, less a rim where colours mix
+    crop = data.Geometry([1, 1], crop=[30, 50])
+    image, target = crop.cut(Image.fromarray(images[0].numpy()), targets[0].numpy(), data.Ticket(0, 0.0, 0.0))
+    moved, labels = data.Augment({"colour": 0.5})(image[None], target[None], generator)
+    assert torch.equal(moved[0, :, 24:], data.to_float(image[None])[0, :, 24:])
+    assert torch.equal(moved[0, :, :, 36:], data.to_float(image[None])[0, :, :, 36:])
+    assert not torch.allclose(moved[0, :, :24, :36], data.to_float(image[None])[0, :, :24, :36])
+    assert (labels[0, 24:] == data.VOID).all()
+
+
+def test_colour_jitter_is_brightness_contrast_and_saturation_in_turn():
+    """Against the three steps written one after the other."""
+    images = 0.3 + 0.4 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # nothing is clamped
+    draws = torch.rand(3, 2, 1, 1, 1, generator=torch.Generator().manual_seed(1))
+    brightness, contrast, saturation = 1 + 0.2 * (2 * draws - 1)
+    grey = images.mean(dim=(1, 2, 3), keepdim=True)
+    expected = ((images - grey) * contrast + grey) * brightness
+    luma = expected.mean(dim=1, keepdim=True)
+    expected = (expected - luma) * saturation + luma
+    assert torch.allclose(data.jitter_colour(images, 0.2, torch.Generator().manual_seed(1)), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("text", ["flip=2", "scale=0.1:2", "scale=2:0.5", "scale=0.5:1:2", "rotate=-3", "blur=1"])
 def test_wrong_augmentations_are_refused(text):
     with pytest.raises(UserError):

@@ -1,5 +1,6 @@
 """Device, precision, schedule, the training step and evaluation."""
 
+import copy
 import math
 from argparse import Namespace
 
@@ -125,14 +126,22 @@ def test_nothing_left_to_train_is_an_error():
 
 def start(model, **changes):
     made = {"schedule": Schedule("constant", 10, 10), "augment": data.Augment({}), "clip": 0.0, "seed": 0}
-    optimizer = engine.build_optimizer(options(lr=0.01), model)
-    return engine.Training(model=model, optimizer=optimizer, device=CPU, dtype=None, **{**made, **changes})
+    optimizer = engine.build_optimizer(options(lr=0.01, optimizer=changes.pop("optimizer", "adamw")), model)
+    made |= {"sampling": None, "optimizer": optimizer}
+    return engine.Training(model=model, device=CPU, dtype=None, **{**made, **changes})
+
+
+def batch(count=4, size=32, classes=3):
+    torch.manual_seed(1)
+    targets = torch.randint(0, classes, (count, size, size), dtype=torch.uint8)
+    targets[0, :20] = 255  # so that parts of a batch do not weigh the same
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8), targets
 
 
 def test_a_batch_of_void_is_a_zero_step_not_nan():
     torch.manual_seed(0)
     training = start(models.build_model("mobilenetv2", 3))
-    criterion = losses.Criterion({"ce": 1.0}, 3, data.Normalise())
+    criterion = losses.Criterion({"ce": [1.0]}, 3, data.Normalise())
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     result = engine.train_step(training, criterion, images, torch.full((2, 32, 32), 255, dtype=torch.uint8))
     assert float(result["loss"]) == 0.0
@@ -140,12 +149,61 @@ def test_a_batch_of_void_is_a_zero_step_not_nan():
     assert all(p.isfinite().all() for p in training.model.parameters())
 
 
-def test_clipping_reports_the_norm_before():
-    weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
-    training = Namespace(optimizer=torch.optim.SGD([weight], lr=1.0), scaler=None, clip=0.5)
-    norm = engine.optimise(training, (weight * torch.tensor([3.0, 4.0])).sum())
+def test_clipping_reports_the_norm_before_whole_and_by_part():
+    model = torch.nn.ModuleDict({"one": torch.nn.Linear(1, 1, bias=False), "two": torch.nn.Linear(1, 1, bias=False)})
+    model["one"].weight.data.fill_(1), model["two"].weight.data.fill_(1)
+    model["one"].weight.grad, model["two"].weight.grad = torch.tensor([[3.0]]), torch.tensor([[4.0]])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    training = Namespace(optimizer=optimizer, scaler=None, clip=0.5, model=model, average=None)
+    norm, parts = engine.optimise(training)
     assert float(norm) == pytest.approx(5.0)
-    assert torch.allclose(weight.detach(), 1 - torch.tensor([0.3, 0.4]), atol=1e-5)
+    assert {name: float(value) for name, value in parts.items()} == {"one": 3.0, "two": 4.0}
+    assert model["one"].weight.item() == pytest.approx(1 - 0.3, abs=1e-5)
+    assert model["two"].weight.item() == pytest.approx(1 - 0.4, abs=1e-5)
+
+
+def test_accumulated_parts_equal_the_whole_batch():
+    """One normaliser over the whole step: the parts differ in labelled pixels, and every term must still agree."""
+    torch.manual_seed(0)
+    model = models.build_model("mobilenetv2", 3)
+    model(torch.randn(4, 3, 64, 64))
+    models.freeze(model, "all-but-head")  # batch norm frozen: with its own statistics a part would see other features
+    models.train_mode(model)
+    weights = torch.tensor([1.0, 0.2, 3.0])
+    criterion = losses.Criterion({"ce": [1.0], "dice": [0.5], "lovasz": [0.3]}, 3, data.Normalise(), weights)
+    results, states = [], []
+    for parts in (1, 2, 3):
+        training = start(copy.deepcopy(model), accumulate=parts, optimizer="sgd")
+        results.append(engine.train_step(training, criterion, *batch(6)))
+        states.append(training.model.classifier.weight.detach())
+    assert not torch.equal(states[0], model.classifier.weight)
+    for result, state in zip(results[1:], states[1:], strict=True):
+        torch.testing.assert_close(state, states[0], rtol=1e-4, atol=1e-6)
+        assert float(result["gradient_norm"]) == pytest.approx(float(results[0]["gradient_norm"]), rel=1e-4)
+        for name, value in result["terms"].items():
+            assert float(value) == pytest.approx(float(results[0]["terms"][name]), rel=1e-4)
+
+
+def test_averaged_weights_follow_by_hand():
+    torch.manual_seed(0)
+    training = start(models.build_model("mobilenetv2", 3), ema=0.2, optimizer="sgd")
+    criterion = losses.Criterion({"ce": [1.0]}, 3, data.Normalise())
+    expected, states = None, []
+    for step in range(4):
+        models.train_mode(training.model)
+        engine.train_step(training, criterion, *batch())
+        current = training.model.state_dict()
+        states.append({key: value.clone() for key, value in current.items()})
+        decay = min(0.2, (1 + step) / (10 + step))
+        expected = {
+            key: value.double() if step == 0 else decay * expected[key] + (1 - decay) * value.double()
+            for key, value in states[-1].items()
+            if value.is_floating_point()
+        }
+    kept = training.best.state_dict()
+    for key, value in expected.items():
+        torch.testing.assert_close(kept[key].double(), value, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(kept["classifier.weight"], states[-1]["classifier.weight"])
 
 
 # ---- evaluation

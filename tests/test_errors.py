@@ -112,7 +112,12 @@ def test_training_stops_before_the_first_step(fault, parts, folder_set, tmp_path
         (["--dataset", "camvids"], ["--dataset", "camvids"]),
         (["--model", "unet"], ["unknown choice 'unet'", "known: deeplabv3_resnet50"]),
         (["--model", "mobilenetv2:width=3"], ["unknown option 'width'"]),
-        (["--loss", "focal=1"], ["unknown option 'focal'"]),
+        (["--loss", "fokal=1"], ["unknown option 'fokal'", "did you mean 'focal'"]),
+        (["--sampling", "balance"], ["unknown choice 'balance'", "did you mean 'balanced'"]),
+        (["--sampling", "rare-crops"], ["rare-crops without --crop", "add --crop HxW"]),
+        (["--aux-task", "depth"], ["unknown choice 'depth'", "properties"]),
+        (["--weights", "coco"], ["torchvision has no coco weights for mobilenetv2"]),
+        (["--freeze", "head"], ["unknown rule 'head'", "all-but-head"]),
         (["--augment", "mirror=1"], ["unknown option 'mirror'"]),
         (["--schedule", "exponential"], ["exponential", "onecycle"]),
         (["--device", "cuda:99"], ["cuda:99", "--device"]),
@@ -134,6 +139,14 @@ def test_wrong_flags_of_train(words, parts, folder_set, tmp_path, monkeypatch, c
     is_one_error_line(err, parts)
 
 
+def test_tensorboard_where_it_is_not_installed(folder_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    usual = ["--dataset", "folder", "--data-dir", folder_set, "--run-dir", tmp_path / "run", *TINY]
+    code, err = run(train, [*usual, "--tensorboard"], monkeypatch, capsys)
+    assert code == 2
+    is_one_error_line(err, ["TensorBoard is not installed", "pip install tensorboard"])
+
+
 def test_imagenet_without_a_network_says_what_to_do(folder_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -141,7 +154,7 @@ def test_imagenet_without_a_network_says_what_to_do(folder_set, tmp_path, monkey
     usual = ["--dataset", "folder", "--data-dir", folder_set, "--run-dir", tmp_path / "run", *TINY]
     code, err = run(train, [*usual, "--weights", "imagenet"], monkeypatch, capsys)
     assert code == 2
-    is_one_error_line(err, ["cannot get the ImageNet weights", "--weights FILE"])
+    is_one_error_line(err, ["cannot get torchvision's weights", "--weights FILE"])
 
 
 def broken_checkpoints(tmp_path, good):
@@ -229,7 +242,12 @@ def test_contradictions_in_classes_json(content, part, folder_set, tmp_path, mon
     [
         (["--schedule", "cosine-restarts:t0=0"], ["t0=0", "out of range"]),
         (["--augment", "rotate=5:10"], ["rotate='5:10'"]),
-        (["--loss", "ce=1:2"], ["ce='1:2'"]),
+        (["--loss", "ce=1:2"], ["2 numbers for term 'ce'", "--loss"]),
+        (["--loss", "focal=1:-1"], ["gamma -1", "--loss"]),
+        (["--loss", "noisy=0.1:0.1,consistency=0.05:0.2"], ["sigma", "--loss"]),
+        (["--aux-task", "properties:weight=0"], ["weight 0.0", "above 0"]),
+        (["--ema", "1"], ["decay 1.0", "below 1"]),
+        (["--accumulate", "3", "--batch-size", "4"], ["--accumulate 3", "--batch-size 6"]),
         (["--batch-size", "1"], ["fewer than 2 images", "use at least 2"]),
     ],
 )

@@ -141,6 +141,39 @@ def test_image_counts_keep_what_iou_needs_and_any_sharding_adds_up_to_the_whole(
         assert predicted[c] == ((predictions == c) & valid).sum()
 
 
+def test_the_miou_of_each_image_is_scikit_learns():
+    predictions, targets = random_labels(5, (4, 9, 8), 3)
+    targets[1][targets[1] == 2] = 0  # an absent class, maybe predicted
+    targets[3] = 255
+    counts = image_counts(torch.stack([confusion_matrix(p, t, 5) for p, t in zip(predictions, targets, strict=True)]))
+    values, known = metrics.mean_iou(counts.view(2, 2, 3, 5))
+    assert values.shape == known.shape == (2, 2)
+    assert known.flatten().tolist() == [True, True, True, False]
+    for i in range(3):
+        valid = targets[i] < 5
+        reference = sklearn_metrics.jaccard_score(targets[i][valid], predictions[i][valid], average="macro")
+        assert float(values.flatten()[i]) == pytest.approx(reference)
+
+
+def test_the_largest_confusions_of_a_hand_worked_case():
+    confusion = torch.tensor([[50, 0, 10], [10, 5, 5], [0, 20, 0]])
+    found = metrics.largest_confusions(confusion, count=3)
+    assert [(row["target"], row["prediction"], row["pixels"]) for row in found] == [(2, 1, 20), (0, 2, 10), (1, 0, 10)]
+    assert [row["share_of_target"] for row in found] == pytest.approx([1, 1 / 6, 1 / 2])
+    assert [row["share_of_all"] for row in found] == pytest.approx([0.2, 0.1, 0.1])
+    assert len(metrics.largest_confusions(confusion)) == 4  # pairs without a pixel are no confusion
+    assert metrics.largest_confusions(torch.diag(torch.tensor([3, 0]))) == []
+    assert metrics.largest_confusions(torch.zeros(2, 2, dtype=torch.int64)) == []
+    assert confusion[0, 0] == 50  # the matrix given is left as it was
+
+
+def test_the_largest_confusions_are_a_brute_force_sort():
+    confusion = torch.from_numpy(np.random.default_rng(0).integers(0, 10**6, (13, 13)))
+    pairs = [(int(confusion[t, p]), -t, -p) for t, p in np.ndindex(13, 13) if t != p]
+    expected = [(-t, -p, n) for n, t, p in sorted(pairs, reverse=True)[:10]]
+    assert [(r["target"], r["prediction"], r["pixels"]) for r in metrics.largest_confusions(confusion)] == expected
+
+
 def test_the_interval_is_the_bootstraps():
     rng = np.random.default_rng(0)
     matrices = rng.integers(0, 50, (25, 3, 3)) + np.eye(3, dtype=int) * rng.integers(0, 200, (25, 1, 1))

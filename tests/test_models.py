@@ -13,15 +13,22 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import flags
 import models
 from flags import UserError
 
 LIGHT = ["fpn_mobilenet_v2", "mobilenetv2"]
+ALL = list(models.MODELS)
+# One of each family and each kind of backbone, the smallest.
+QUICK = [
+    *LIGHT, "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_mobilenet_v2", "unet_mobilenet_v2",
+    "fpn_convnext_tiny", "fpn_swin_t", "fpn_swin_v2_t", "fpn_pvt_v2_b0", "vit_tiny",
+]  # fmt: skip
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # the largest has 304 M parameters
 def built(name, num_classes, options):
     torch.manual_seed(0)
     return models.build_model(name, num_classes, dict(options))
@@ -51,20 +58,61 @@ def mobilenet():
 # --- shapes, gradients, counts
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+def without_chance(model):
+    """The model with its random depth and dropout off, so that a gradient must reach everything."""
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d, StochasticDepth)):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "101" in name or "_l_" in name else []) for name in ALL]
+)
 def test_one_step_at_an_odd_size_reaches_every_parameter(name):
-    size = (65, 81) if name == "deeplabv3_resnet50" else (181, 243)
-    model = build(name)
+    size, count = (181, 243), {**models.MODELS[name], "properties": 0.1}
+    model = without_chance(models.build_model(name, 5, count)).to(memory_format=torch.channels_last)
     models.train_mode(model)
     images = torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
-    outputs = model.to(memory_format=torch.channels_last)(images)
-    assert outputs.keys() == {"out", *model.aux_weights}
-    assert all(logits.shape == (2, 5, *size) and logits.dtype == torch.float32 for logits in outputs.values())
-    sum(logits.square().mean() for logits in outputs.values()).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images)
+    assert outputs.keys() == {"out", "features", *model.aux_weights}
+    maps = [value for key, value in outputs.items() if key in ("out", "aux")]
+    assert all(logits.shape == (2, 5, *size) and logits.dtype == torch.float32 for logits in maps)
+    assert all(value.isfinite().all() for value in outputs.values())
+    assert outputs["properties"].shape == (2, 6)
+    assert outputs["features"].shape[1] == model.get_submodule(model.class_layers[0]).in_channels
+    sum(value.float().square().mean() for key, value in outputs.items() if key != "features").backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_inside_maps_run_from_fine_to_coarse(name):
+    model = build(name).eval()
+    images = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        stages, levels = model.backbone_features(images), model.pyramid_features(images)
+        features = model(images)["features"]
+    assert torch.equal(levels[0], features)
+    assert [stage.shape[1] for stage in stages] == list(model.backbone.widths)
+    for maps in (stages, levels):
+        sizes = [one.shape[-2] for one in maps]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "fpn_convnext_tiny", "fpn_swin_t"])
+def test_padding_to_whole_cells_moves_nothing(name):
+    """An image that is padded anyway gives the same logits: what is cut off lies on the right and at the bottom."""
+    model = build(name).eval()
+    images = torch.randn(1, 3, 64, 96)
+    images[..., 60:, :] = 0
+    images[..., 90:] = 0
+    with torch.no_grad():
+        whole, cut = model(images)["out"], model(images[..., :60, :90])["out"]
+    torch.testing.assert_close(cut, whole[..., :60, :90])
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -74,7 +122,7 @@ def test_output_has_the_input_size_whatever_it_is(name, size):
         assert build(name).eval()(torch.randn(1, 3, *size))["out"].shape == (1, 5, *size)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_bfloat16_autocast_gives_finite_float32_near_the_exact_logits(name):
     model = build(name).to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 65, 81).contiguous(memory_format=torch.channels_last)
@@ -84,20 +132,17 @@ def test_bfloat16_autocast_gives_finite_float32_near_the_exact_logits(name):
         exact = model(images)["out"]
         with torch.autocast("cpu", torch.bfloat16):
             rounded = model(images)["out"]
-        with torch.autocast("cpu", torch.bfloat16):
-            trained = model.train()(images)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).square().mean() < 0.05 * exact.var()
-    assert all(logits.isfinite().all() for logits in trained.values())
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_in_evaluation_an_image_does_not_depend_on_its_batch(name):
     model = build(name).eval()
     images = torch.randn(2, 3, 65, 81)
     with torch.no_grad():
         outputs = model(images)
-        assert outputs.keys() == {"out"}
+        assert outputs.keys() == {"out", "features"}
         torch.testing.assert_close(model(images[1:])["out"], outputs["out"][1:], rtol=1e-4, atol=1e-5)
 
 
@@ -117,13 +162,39 @@ def parameters_of(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_backbones_have_the_published_parameter_counts():
-    published = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.meta["num_params"]
-    assert parameters_of(build("mobilenetv2").backbone) == published - 1281000  # the classifier's: 1280 · 1000 + 1000
-    published = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"]
-    assert parameters_of(build("deeplabv3_resnet50").backbone) == published - 2049000  # 2048 · 1000 + 1000
-    published = torchvision.models.segmentation.DeepLabV3_ResNet50_Weights.DEFAULT.meta["num_params"]
-    assert parameters_of(build("deeplabv3_resnet50", 21)) == published
+def count(name, num_classes=5, options=None):
+    """Parameters of a net that holds no memory."""
+    with torch.device("meta"):
+        return parameters_of(models.build_model(name, num_classes, options))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if models.build_model(name, 2).imagenet])
+def test_backbones_have_the_published_parameter_counts(name):
+    with torch.device("meta"):
+        model = models.build_model(name, 5)
+        published = model.imagenet.meta["num_params"]
+        network = torchvision.models.get_model(model.imagenet.__class__.__name__.removesuffix("_Weights").lower())
+    shapes = {key: value.numel() for key, value in network.named_parameters()}
+    left_out = sum(shapes.get(key, 0) for key in model.left_out)  # the ImageNet classifier's
+    assert parameters_of(model.backbone) == published - left_out
+    assert left_out >= 1000 * model.backbone.widths[-1] or "fpn_mobilenet" in name or "mobilenet_v2" in name
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "mobilenet_v3_large"])
+def test_deeplab_has_torchvisions_parameters(backbone):
+    with torch.device("meta"):
+        published = models.build_model(f"deeplabv3_{backbone}", 21).coco.meta["num_params"]
+    extra = 0
+    if backbone == "mobilenet_v3_large":  # torchvision publishes it with its auxiliary head as well
+        extra = 0
+    assert count(f"deeplabv3_{backbone}", 21) + extra == published
+
+
+def test_unet_has_the_parameters_of_a_peer():
+    peer = pytest.importorskip("segmentation_models_pytorch")
+    with torch.device("meta"):
+        expected = parameters_of(peer.Unet("resnet50", encoder_weights=None, classes=5))
+    assert count("unet_resnet50") == expected
 
 
 def test_mobilenetv2_keeps_its_budget():
@@ -143,7 +214,7 @@ def test_name_and_options_rebuild_the_net(name, options):
     again = models.build_model(model.name, 5, model.options)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in again.state_dict().items()} == shapes
-    assert model.options == {**models.MODELS[name], **options}
+    assert model.options == {**models.MODELS[name], "properties": 0.0, **options}
 
 
 def test_the_seed_fixes_the_start():
@@ -155,21 +226,23 @@ def test_auxiliary_head_only_where_it_has_a_weight():
     assert build("deeplabv3_resnet50").aux_weights == {"aux": 0.4}
     without = build("deeplabv3_resnet50", aux=0.0)
     assert without.aux_weights == {}
-    assert set(without.train()(torch.randn(2, 3, 33, 33))) == {"out"}
+    assert set(without.train()(torch.randn(2, 3, 33, 33))) == {"out", "features"}
 
 
-def test_layers_that_depend_on_the_classes_are_named():
-    for name in models.MODELS:
-        few, many = (build(name, count).state_dict() for count in (5, 9))
-        differ = {key for key in few if few[key].shape != many[key].shape}
-        assert differ == {f"{layer}.{part}" for layer in build(name).class_layers for part in ("weight", "bias")}
+@pytest.mark.parametrize("name", ALL)
+def test_layers_that_depend_on_the_classes_are_named(name):
+    with torch.device("meta"):
+        few, many = (models.build_model(name, count) for count in (5, 9))
+    shapes = few.state_dict(), many.state_dict()
+    differ = {key for key in shapes[0] if shapes[0][key].shape != shapes[1][key].shape}
+    assert differ == {f"{layer}.{part}" for layer in few.class_layers for part in ("weight", "bias")}
 
 
 def test_flags_and_choices():
     parser = flags.Parser("test")
     models.add_model_flags(parser)
     args = parser.parse_args(["--model", "fpn_mobilenet_v2:channels=64"])
-    assert models.parse_model(args.model) == ("fpn_mobilenet_v2", {"channels": 64, "dropout": 0.1})
+    assert models.parse_model(args.model) == ("fpn_mobilenet_v2", {**models.MODELS["fpn_mobilenet_v2"], "channels": 64})
     assert (args.weights, args.freeze) == ("none", "none")
 
 
@@ -181,6 +254,8 @@ def test_flags_and_choices():
         ("fpn_mobilenet_v2", {"channels": 0}, "channels=0"),
         ("fpn_mobilenet_v2", {"dropout": 1.0}, "dropout=1.0"),
         ("deeplabv3_resnet50", {"aux": -0.4}, "aux=-0.4"),
+        ("deeplabv3plus_resnet50", {"stride": 4}, "one of 8, 16"),
+        ("fpn_swin_t", {"attention": "cbm"}, "one of none, se, cbam"),
     ],
 )
 def test_wrong_name_or_option_is_refused(name, options, words):
@@ -211,8 +286,8 @@ def test_imagenet_mobilenet_files_load_into_the_backbone(name, kind, mobilenet, 
     parts = [key for key in model.backbone.state_dict() if kind != "without counters" or "num_batches" not in key]
     assert all(torch.equal(after[f"backbone.{key}"], mobilenet[key]) for key in parts)
     assert all(torch.equal(after[key], before[key]) for key in after if not key.startswith("backbone."))
-    assert report[0] == f"backbone: {len(parts)} tensors from {path}"
-    assert report[-1] == f"new, random: head ({len(after) - len(model.backbone.state_dict())} tensors)"
+    assert report[0] == f"loaded from {path}: backbone ({len(parts)} tensors)"
+    assert report[-1].startswith("new, random: pyramid (" if name == "fpn_mobilenet_v2" else "new, random: reduce (")
     left = [line for line in report if line.startswith("left in file")]
     assert ("classifier.1.weight" in "".join(left)) == (kind != "features only")
     assert ("features.18.0.weight" in "".join(left)) == (name == "fpn_mobilenet_v2")
@@ -225,7 +300,10 @@ def test_imagenet_resnet_file_loads_and_its_classifier_is_named(tmp_path):
     path = save(resnet, tmp_path)
     report = models.load_weights(model, path)
     assert same(model.backbone.state_dict(), resnet)
-    assert report[:2] == [f"backbone: {len(resnet) - 2} tensors from {path}", "left in file: fc.bias, fc.weight"]
+    assert report[:2] == [
+        f"loaded from {path}: backbone ({len(resnet) - 2} tensors)",
+        "left in file: fc.bias, fc.weight",
+    ]
 
 
 @pytest.mark.parametrize("classes_in_file", [5, 21])
@@ -239,8 +317,8 @@ def test_torchvision_segmentation_checkpoint(classes_in_file, tmp_path):
     layers = {f"{head}.4.{part}" for head in ("classifier", "aux_classifier") for part in ("weight", "bias")}
     expected = coco if classes_in_file == 5 else {key: value for key, value in coco.items() if key not in layers}
     assert same(expected, model.state_dict())
-    named = ", ".join(sorted(layers))
-    assert report[1:] == ([] if classes_in_file == 5 else [f"left in file: {named}", f"new, random: {named}"])
+    new = "new, random: aux_classifier (2 tensors), classifier (2 tensors)"
+    assert report[1:] == ([] if classes_in_file == 5 else [f"left in file: {', '.join(sorted(layers))}", new])
 
 
 def test_an_auxiliary_head_may_be_on_one_side_only(tmp_path):
@@ -249,7 +327,7 @@ def test_an_auxiliary_head_may_be_on_one_side_only(tmp_path):
     assert same(without.state_dict(), with_head.state_dict())
     assert report[1].startswith("left in file: aux_classifier.0.weight, ")
     report = models.load_weights(with_head, save(without.state_dict(), tmp_path))
-    assert report[1].startswith("new, random: aux_classifier.0.weight, ")
+    assert report[1].startswith("new, random: aux_classifier (")
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -260,11 +338,12 @@ def test_own_checkpoints(name, tmp_path):
     model = models.build_model(name, 5)
     report = models.load_weights(model, path)
     assert same(trained.state_dict(), model.state_dict())
-    assert report == [f"model: {len(trained.state_dict())} tensors from {path}"]
+    assert report[0].startswith(f"loaded from {path}: backbone (")
+    assert len(report) == 1
     other = models.build_model(name, 6)
     report = models.load_weights(other, path)
     assert same({k: v for k, v in trained.state_dict().items() if not k.startswith("classifier")}, other.state_dict())
-    assert report[1:] == [f"{what}: classifier.bias, classifier.weight" for what in ("left in file", "new, random")]
+    assert report[1:] == ["left in file: classifier.bias, classifier.weight", "new, random: classifier (2 tensors)"]
 
 
 def test_none_loads_nothing():
@@ -347,7 +426,7 @@ def test_imagenet_without_a_network_names_the_remedy(error, monkeypatch, tmp_pat
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
-    for name in models.MODELS:
+    for name in LIGHT:
         model = build(name)
         with pytest.raises(UserError, match="download https://.*--weights FILE") as caught:
             models.load_weights(model, "imagenet")
@@ -361,7 +440,7 @@ def test_a_bad_file_in_the_download_cache_is_refused(monkeypatch, tmp_path):
     model = build("mobilenetv2")
     (folder / model.imagenet.url.rpartition("/")[2]).write_bytes(b"<html>not found</html>")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="cannot get the ImageNet weights"):
+    with pytest.raises(UserError, match="cannot get torchvision's weights"):
         models.load_weights(model, "imagenet")
 
 
@@ -372,7 +451,7 @@ def test_imagenet_from_the_download_cache(monkeypatch, mobilenet, tmp_path):
     save(mobilenet, folder, model.imagenet.url.rpartition("/")[2])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     report = models.load_weights(model, "imagenet")
-    assert report[0] == "backbone: 312 tensors from MobileNet_V2_Weights.IMAGENET1K_V1"
+    assert report[0] == "loaded from MobileNet_V2_Weights.IMAGENET1K_V1: backbone (312 tensors)"
     assert same(model.backbone.state_dict(), mobilenet)
 
 
@@ -382,8 +461,8 @@ def test_supplied_mobilenet_weights_load_and_others_do_not():
     path = folder / "mobilenet_v2_imagenet_features.pth"
     if "HONESTSEG_DATA" not in os.environ or not path.is_file():
         pytest.skip("no weights folder beside HONESTSEG_DATA")
-    assert models.load_weights(build("mobilenetv2"), str(path))[0].startswith("backbone: 312 tensors")
-    assert models.load_weights(build("fpn_mobilenet_v2"), str(path))[0].startswith("backbone: 306 tensors")
+    assert models.load_weights(build("mobilenetv2"), str(path))[0].endswith("backbone (312 tensors)")
+    assert models.load_weights(build("fpn_mobilenet_v2"), str(path))[0].endswith("backbone (306 tensors)")
     assert "do not fit" in refusal(build("mobilenetv2"), str(folder / "squeezenet1_1_imagenet.pth"))
 
 
@@ -394,18 +473,35 @@ def statistics(module):
     return {key: value.clone() for key, value in module.state_dict().items() if "running" in key or "batches" in key}
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", QUICK)
 def test_frozen_backbone_keeps_parameters_and_statistics(name):
     model = build(name).eval()
     models.freeze(model, "backbone")
     models.train_mode(model)
     frozen, before = statistics(model.backbone), statistics(model)
     sum(logits.mean() for logits in model(torch.randn(2, 3, 33, 33)).values()).backward()
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
     assert same(frozen, statistics(model.backbone))
     moved = {key for key, value in statistics(model).items() if not torch.equal(value, before[key])}
     assert moved == {key for key in before if not key.startswith("backbone.")}
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
     assert model.training
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_all_but_head_trains_the_classifier_alone(name):
+    model = build(name)
+    models.freeze(model, "all-but-head")
+    models.train_mode(model)
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"classifier.weight", "classifier.bias"}
+    assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_models_without_published_weights_say_so(tmp_path):
+    for name, source in (("vit_tiny", "imagenet"), ("fpn_pvt_v2_b0", "imagenet"), ("fpn_mobilenet_v2", "coco")):
+        with pytest.raises(UserError, match=f"torchvision has no {source} weights for {name}"):
+            models.load_weights(build(name), source)
 
 
 def test_the_first_n_parameters_are_the_first_layers():

@@ -21,6 +21,7 @@ from PIL import Image
 
 import report
 import report_html
+import report_pictures
 import report_svg
 from flags import UserError
 
@@ -212,6 +213,15 @@ def test_json_is_readable_and_holds_no_nan(tmp_path):
     assert not (tmp_path / "b.json").exists()
 
 
+def test_json_writes_a_list_of_numbers_as_one_line_and_changes_nothing_else(tmp_path):
+    content = {"a": [[1, 2], [3, -4e-9]], "b": ["[\n  1,\n  2\n]", "x"], "c": [], "d": [{"e": [None, True]}], "f": [[]]}
+    report.write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == content
+    assert "[1, 2],\n" in text
+    assert '"e": [null, true]\n' in text
+
+
 def test_overlay_tints_outlines_and_leaves_void(scene):
     image, prediction = scene[0], np.full((40, 60), 1, dtype=np.uint8)
     prediction[:, 30:] = 2
@@ -323,8 +333,91 @@ def test_heat_map_is_the_scores_in_order_over_its_bar():
     assert report.heat_map(np.full((2, 2), np.nan)).getpixel((1, 1)) == report.UNKNOWN_COLOUR
 
 
+def matrix_corner(picture, classes, cell):
+    """Where the square of a confusion picture begins: it ends where the margin does."""
+    return picture.width - report_pictures.GAP - cell * classes, picture.height - report_pictures.GAP - cell * classes
+
+
+def test_confusion_picture_shows_each_rows_shares():
+    confusion = np.full((20, 20), 0)
+    np.fill_diagonal(confusion, 600)
+    confusion[3, 5], confusion[4, 6], confusion[7] = 400, 2, 0
+    picture = report.confusion_picture(confusion, [f"class {i}" for i in range(20)])
+    left, top = matrix_corner(picture, 20, 60)
+
+    def colour(row, column):
+        return picture.getpixel((left + 60 * column + 8, top + 60 * row + 8))  # beside the number
+
+    ramp = np.asarray(report.heat_map(np.linspace(0, 1, 256)[None]))[0]
+    assert colour(0, 0) == tuple(ramp[0])  # share 1 is the darkest
+    assert colour(3, 5) == tuple(ramp[153])  # 0.4
+    assert colour(3, 3) == tuple(ramp[102])
+    assert colour(4, 6) == colour(0, 1) == report_pictures.PAPER  # 2 of 602 would be written .00
+    assert {colour(7, column) for column in range(20)} == {report_pictures.ABSENT_COLOUR}
+    numbers = np.asarray(picture)[top + 185 : top + 235, left + 305 : left + 355]
+    assert len(np.unique(numbers.reshape(-1, 3), axis=0)) > 2  # 0.4 is written in its cell
+    blank = np.asarray(picture)[top + 245 : top + 295, left + 365 : left + 415]
+    assert (blank == 255).all()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 34, 41, 150])
+def test_confusion_picture_takes_any_number_of_classes_and_any_name(classes):
+    names = [("x" * 300, "道路\n2", "", "Fußgänger")[i % 4] for i in range(classes)]
+    picture = report.confusion_picture(np.eye(classes, dtype=int)[::-1], names)
+    assert max(picture.size) <= 1600
+    if classes > 2:  # the text above is no wider than the matrix
+        cell = min(64, 1200 // classes)
+        left, top = matrix_corner(picture, classes, cell)
+        assert picture.getpixel((left + cell * classes - cell + 3, top + 3)) == report.HEAT_RAMP[0]
+    report.confusion_picture(np.zeros((classes, classes), int), names)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, ""), (0.0049, ""), (0.0051, ".01"), (0.314, ".31"), (0.994, ".99"), (0.996, "1"), (1, "1")]
+)
+def test_shares_in_cells_are_short(share, text):
+    assert report_pictures._share_text(share) == text
+    width = report_pictures._font(round(0.42 * 30)).getlength(text)
+    assert width < 30 - 4  # fits the smallest cell that is written in
+
+
+def test_feature_picture_draws_each_map_over_its_own_range():
+    ramp, hole = np.linspace(-2, 3, 12, dtype=np.float32).reshape(3, 4), np.full((6, 8), np.nan, np.float32)
+    maps = {"channel 0": ramp, "channel 1": 100 * ramp, "dead": np.zeros((3, 4)), "broken": hole}
+    picture = report.feature_picture(maps, "a.png: backbone 1", (30, 40), photo=np.full((30, 40, 3), 77, np.uint8))
+    tile = report.heat_map(ramp, -2, 3).crop((0, 0, 4, 3)).resize((300, 225), Image.Resampling.NEAREST)
+    assert contains(picture, tile)
+    assert contains(picture, Image.new("RGB", (300, 225), (77, 77, 77)))
+    assert contains(picture, Image.new("RGB", (300, 225), report.UNKNOWN_COLOUR))
+    assert contains(picture, Image.new("RGB", (300, 225), report.HEAT_RAMP[0]))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Terminal
+
+
+STAGES = [
+    {"stage": "backbone 1", "shape": [24, 40, 56], "mean": 0.12345, "std": 1.5, "zeros": 0.0},
+    {"stage": "pyramid <1>", "shape": [96, 5, 7], "mean": None, "std": None, "zeros": 0.51},
+]
+
+
+def test_feature_table_lines_up():
+    lines = report.feature_table(STAGES).splitlines()
+    assert re.fullmatch(r"backbone 1 +24 x 40 x 56 +0\.1235 +1\.5  0", lines[1])
+    assert re.fullmatch(r"pyramid <1> +96 x 5 x 7 +- +-  0\.51", lines[2])
+    assert lines[1].index("56") + 2 == lines[0].index("shape") + 5 == lines[2].index(" 7") + 2
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1, "100 %"), (0.312, "31 %"), (0.0996, "10 %"), (0.034, "3.4 %"), (0.02, "2.0 %"), (0.00996, "1.0 %"),
+     (0.00052, "0.052 %"), (0.0001, "0.010 %"), (0.005, "0.50 %"), (0.00003, "under 0.01 %")],
+)  # fmt: skip
+def test_confusions_in_words(share, text):
+    row = {"target": "pavement", "prediction": "road", "share_of_all": share, "share_of_target": 0.31, "pixels": 9}
+    expected = f"{text} of all pixels: pavement taken for road (31 % of pavement)"
+    assert report.confusion_words(row) == expected
 
 
 def test_class_table_lines_up_and_marks_absent_classes():
@@ -644,6 +737,29 @@ def test_page_draws_bars_to_scale(tmp_path):
     assert [style for style in styles if style.startswith("background")] == [
         f"background:rgb({r},{g},{b})" for r, g, b in PALETTE
     ]
+
+
+def test_page_names_confusions_worst_images_and_stages(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    row = {"target": HOSTILE[0], "prediction": HOSTILE[1], "share_of_all": 0.034, "share_of_target": 0.31, "pixels": 9}
+    worst = [{"file": HOSTILE[2], "miou": 0.1234}, {"file": "b.png", "miou": 0.5}]
+    text = write(
+        tmp_path,
+        evaluation={**EVALUATION, "confusions": [row], "worst_images": worst},
+        confusion=tmp_path / "a.png",
+        features={"stages": STAGES, "pictures": [("means & more", tmp_path / "a.png")]},
+    )
+    page = Page(text)
+    for part in (
+        f"Confusions The largest, by pixels: 3.4 % of all pixels: {HOSTILE[0]} taken for {HOSTILE[1]} (31 % of",
+        "Confusion matrix, each row divided by its sum",
+        f"Worst images file mIoU {HOSTILE[2]} 0.123 b.png 0.500",
+        "backbone 1 24 × 40 × 56 0.1235 1.5 0 pyramid <1> 96 × 5 × 7 – – 0.51 means & more",
+    ):
+        assert part in page.text
+    assert page.tags.count("img") == 2
+    plain = Page(write(tmp_path))
+    assert not [word for word in ("Confusions", "Worst images", "Features") if word in plain.text]
 
 
 def test_page_shows_pixel_shares_only_where_known(tmp_path):

@@ -1,0 +1,105 @@
+"""Which images an epoch shows, and where their crops lie.
+
+Drawn as tickets in the main process from the generator given, so that the same generator state gives the same epoch.
+What is rare comes from the audit of the training split.
+"""
+
+import numpy as np
+import torch
+
+import data
+import flags
+from flags import UserError
+
+SAMPLING = {"uniform": {}, "balanced": {}, "rare-crops": {"share": 0.5}}
+LEAST_SHARE = 1e-4  # of an image's labelled pixels: an image with less of a class is not drawn for it
+
+
+def parse_sampling(text, crop):
+    """Read --sampling into (kind, options); crop: --crop, or None.
+
+    Raises UserError for an unknown kind or option, a share outside 0 … 1, and for rare crops where nothing is cropped.
+    """
+    kind, options = flags.parse_choice(text, SAMPLING)
+    if not 0 <= options.get("share", 0) <= 1:
+        raise UserError(f"share={options['share']} is out of range", "--sampling", "it lies between 0 and 1")
+    if kind == "rare-crops" and not crop:
+        raise UserError("rare-crops without --crop", "--sampling", "add --crop HxW, or use --sampling balanced")
+    return kind, options
+
+
+class Sampling:
+    """The draw of an epoch's tickets, always as many as the split has images.
+
+    uniform: every image once, its crop anywhere. balanced: each ticket draws a class, all that occur alike, then an
+    image that holds it, all alike; its crop lies anywhere. rare-crops: each ticket of the uniform draw gives way, with
+    chance `share`, to a crop that contains a pixel of a class drawn with probability ∝ 1 / sqrt(its share of all
+    pixels), in an image that holds it, all alike. It contains that pixel before `Augment` moves anything.
+
+    kind, options: `parse_sampling`'s; audit: of the training split; geometry: the one that cuts the crops.
+    An image holds a class from 0.0001 of its labelled pixels on, or any pixel where no image has as much.
+    """
+
+    def __init__(self, kind, options, audit, geometry):
+        self.kind, self.options, self.audit, self.geometry = kind, options, audit, geometry
+        self.images = len(audit.split)
+        self.classes = np.flatnonzero(audit.counts)  # those that occur
+        self.holders = [images_with(audit.image_counts, c) for c in self.classes]
+        self.chances = torch.from_numpy(audit.counts[self.classes] ** -0.5)  # float64
+
+    def draw(self, order, batch_size):
+        """One epoch's batches of tickets, as `data.draw_tickets` gives them, from the generator `order`."""
+        if self.kind == "balanced":
+            tickets = self.draw_balanced(order)
+        else:
+            tickets = data.uniform_tickets(self.images, order)
+        if self.kind == "rare-crops":
+            tickets = self.put_rare(tickets, order)
+        return data.batch_tickets(tickets, batch_size)
+
+    def draw_balanced(self, order):
+        """Tickets that draw the class first, then the image."""
+        kinds = torch.randint(len(self.classes), (self.images,), generator=order).tolist()
+        draws = torch.rand(self.images, 3, generator=order, dtype=torch.float64).tolist()
+        return [data.Ticket(pick(self.holders[k], which), *box) for k, (which, *box) in zip(kinds, draws, strict=True)]
+
+    def put_rare(self, tickets, order):
+        """The tickets, with a share of them replaced by crops of rare classes."""
+        replaced = torch.rand(self.images, generator=order, dtype=torch.float64) < self.options["share"]
+        kinds = torch.multinomial(self.chances, self.images, replacement=True, generator=order)
+        draws = torch.rand(self.images, 3, generator=order, dtype=torch.float64)
+        for i in replaced.nonzero()[:, 0].tolist():
+            tickets[i] = self.rare_ticket(int(kinds[i]), *draws[i].tolist())
+        return tickets
+
+    def rare_ticket(self, kind, which, down, across):
+        """A ticket whose crop contains a pixel of the kind-th class that occurs; three draws of [0, 1)."""
+        image = pick(self.holders[kind], which)
+        place = self.audit.places[image, self.classes[kind]]
+        sizes = self.geometry.network_size(*self.audit.image_sizes[image].tolist())
+        box = zip(place.tolist(), sizes, self.geometry.crop, (down, across), strict=True)
+        return data.Ticket(image, *(start_around(*side) for side in box))
+
+
+def images_with(image_counts, train_id):
+    """The indices of the images that hold a class; image_counts: (N, C) pixels."""
+    counts = image_counts[:, train_id]
+    enough = (counts > 0) & (counts >= LEAST_SHARE * image_counts.sum(axis=1))
+    return np.flatnonzero(enough if enough.any() else counts).tolist()
+
+
+def pick(items, draw):
+    """The item that a draw of [0, 1) falls on."""
+    return items[int(draw * len(items))]
+
+
+def start_around(place, length, crop, draw):
+    """Where along one axis a crop starts that contains a place, as a ticket says it: 0 … 1 of the room there is.
+
+    place: of the pixel, 0 … 1 of the image; length: of the image at the network's size, crop: of the box, in pixels;
+    draw: of [0, 1), among all starts that fit.
+    """
+    pixel, room = int(place * length), max(length - crop, 0)
+    low, high = max(0, pixel - crop + 1), min(room, pixel)
+    start = low + int(draw * (high - low + 1))
+    return (start + 0.5) / (room + 1)  # the middle of what `Geometry.cut` rounds down to this start
