@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
@@ -197,7 +198,7 @@ def cost_of(options, size):
     name, options = engine.models.parse_model(options)
     model = engine.models.build_model(name, 11, options).eval()
     images = torch.randn(1, 3, *size)
-    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(images)
     with torch.no_grad():
