@@ -10,7 +10,6 @@ Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 255 void.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +19,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import flags
+from data_sampling import (  # noqa: F401  the front of its parts
+    Sampling,
+    Ticket,
+    draw_tickets,
+    parse_sampling,
+    share_batches,
+)
 from data_specs import DATASETS, UNKNOWN, VOID, Spec, build_spec, find_images, find_pairs  # noqa: F401
 from flags import UserError
 
@@ -195,14 +201,6 @@ def likely_cause(unknown, seen, where, spec):
 # Geometry
 
 
-class Ticket(NamedTuple):
-    """What a worker is to read: an image's index, and where the crop box lies (0 … 1 of the room there is)."""
-
-    index: int
-    top: float
-    left: float
-
-
 @dataclass(frozen=True)
 class Geometry:
     """How an image is brought to the network's size: stretched to `canvas`, or cut to `crop` from its full size.
@@ -324,36 +322,6 @@ class EvaluationPairs(Dataset):
     def __getitem__(self, index):
         image, target = self.split.read(index)
         return index, self.geometry.resize(image), torch.from_numpy(np.array(target))
-
-
-def draw_tickets(images, batch_size, order):
-    """One epoch's batches of tickets: every image once, in an order drawn from the generator `order`.
-
-    A last batch of a single image, which batch norm refuses, joins the batch before it.
-    """
-    return batch_tickets(uniform_tickets(images, order), batch_size)
-
-
-def uniform_tickets(images, order):
-    """One ticket an image, shuffled, with a crop box anywhere; all drawn from the generator `order`."""
-    indices = torch.randperm(images, generator=order).tolist()
-    places = torch.rand(images, 2, generator=order).tolist()
-    return [Ticket(i, *places[i]) for i in indices]
-
-
-def batch_tickets(tickets, batch_size):
-    """An epoch's tickets as batches; a last batch of one joins the batch before it."""
-    batches = [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [batches[-2] + batches[-1]]
-    return batches
-
-
-def share_batches(batches, rank, processes):
-    """One process's share of every batch; a batch that leaves one of several fewer than 2 images is dropped."""
-    if processes == 1:
-        return batches
-    return [batch[rank::processes] for batch in batches if len(batch) >= 2 * processes]
 
 
 def training_batches(split, geometry, batches, workers=0, pin_memory=False):

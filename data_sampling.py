@@ -4,15 +4,54 @@ Drawn as tickets in the main process from the generator given, so that the same 
 What is rare comes from the audit of the training split.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-import data
 import flags
 from flags import UserError
 
 SAMPLING = {"uniform": {}, "balanced": {}, "rare-crops": {"share": 0.5}}
 LEAST_SHARE = 1e-4  # of an image's labelled pixels: an image with less of a class is not drawn for it
+
+
+class Ticket(NamedTuple):
+    """What a worker is to read: an image's index, and where the crop box lies (0 … 1 of the room there is)."""
+
+    index: int
+    top: float
+    left: float
+
+
+def draw_tickets(images, batch_size, order):
+    """One epoch's batches of tickets: every image once, in an order drawn from the generator `order`.
+
+    A last batch of a single image, which batch norm refuses, joins the batch before it.
+    """
+    return batch_tickets(uniform_tickets(images, order), batch_size)
+
+
+def uniform_tickets(images, order):
+    """One ticket an image, shuffled, with a crop box anywhere; all drawn from the generator `order`."""
+    indices = torch.randperm(images, generator=order).tolist()
+    places = torch.rand(images, 2, generator=order).tolist()
+    return [Ticket(i, *places[i]) for i in indices]
+
+
+def batch_tickets(tickets, batch_size):
+    """An epoch's tickets as batches; a last batch of one joins the batch before it."""
+    batches = [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+def share_batches(batches, rank, processes):
+    """One process's share of every batch; a batch that leaves one of several fewer than 2 images is dropped."""
+    if processes == 1:
+        return batches
+    return [batch[rank::processes] for batch in batches if len(batch) >= 2 * processes]
 
 
 def parse_sampling(text, crop):
@@ -48,20 +87,20 @@ class Sampling:
         self.chances = torch.from_numpy(audit.counts[self.classes] ** -0.5)  # float64
 
     def draw(self, order, batch_size):
-        """One epoch's batches of tickets, as `data.draw_tickets` gives them, from the generator `order`."""
+        """One epoch's batches of tickets, as `draw_tickets` gives them, from the generator `order`."""
         if self.kind == "balanced":
             tickets = self.draw_balanced(order)
         else:
-            tickets = data.uniform_tickets(self.images, order)
+            tickets = uniform_tickets(self.images, order)
         if self.kind == "rare-crops":
             tickets = self.put_rare(tickets, order)
-        return data.batch_tickets(tickets, batch_size)
+        return batch_tickets(tickets, batch_size)
 
     def draw_balanced(self, order):
         """Tickets that draw the class first, then the image."""
         kinds = torch.randint(len(self.classes), (self.images,), generator=order).tolist()
         draws = torch.rand(self.images, 3, generator=order, dtype=torch.float64).tolist()
-        return [data.Ticket(pick(self.holders[k], which), *box) for k, (which, *box) in zip(kinds, draws, strict=True)]
+        return [Ticket(pick(self.holders[k], which), *box) for k, (which, *box) in zip(kinds, draws, strict=True)]
 
     def put_rare(self, tickets, order):
         """The tickets, with a share of them replaced by crops of rare classes."""
@@ -78,7 +117,7 @@ class Sampling:
         place = self.audit.places[image, self.classes[kind]]
         sizes = self.geometry.network_size(*self.audit.image_sizes[image].tolist())
         box = zip(place.tolist(), sizes, self.geometry.crop, (down, across), strict=True)
-        return data.Ticket(image, *(start_around(*side) for side in box))
+        return Ticket(image, *(start_around(*side) for side in box))
 
 
 def images_with(image_counts, train_id):

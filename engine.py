@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.optim.swa_utils import AveragedModel
 
 import data
-import data_sampling
 import flags
 import models
 import synthetic
@@ -144,7 +143,7 @@ class Training:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    sampling: data_sampling.Sampling
+    sampling: data.Sampling
     augment: data.Augment
     device: torch.device
     dtype: torch.dtype | None

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 import data
-import data_sampling
 import engine
 import losses
 import metrics
@@ -170,7 +169,7 @@ def _start(args, model, device, augment, audit, geometry):
         model=model,
         optimizer=engine.build_optimizer(args, model),
         schedule=engine.Schedule("onecycle", args.iters, steps),
-        sampling=data_sampling.Sampling("uniform", {}, audit, geometry),
+        sampling=data.Sampling("uniform", {}, audit, geometry),
         augment=augment,
         device=device,
         dtype=engine.autocast_dtype("auto", device),

@@ -25,7 +25,6 @@ import torch
 import checkpoint
 import data
 import data_audit
-import data_sampling
 import engine
 import flags
 import losses
@@ -417,7 +416,7 @@ def main():
     rank, processes = engine.start_processes(device)
     torch.manual_seed(args.seed)
     augment = data.Augment(data.parse_augment(args.augment))
-    drawing = data_sampling.parse_sampling(args.sampling, args.crop)
+    drawing = data.parse_sampling(args.sampling, args.crop)
     dtype = engine.autocast_dtype(args.amp, device)
     if rank == 0:
         print(f"device: {engine.describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
@@ -426,7 +425,7 @@ def main():
     geometry = data.Geometry.from_args(args, spec.num_classes)
     model, initial = prepare_model(args, spec, last, device)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
-    sampling = data_sampling.Sampling(*drawing, audits["train"], geometry)
+    sampling = data.Sampling(*drawing, audits["train"], geometry)
     batches = sampling.draw(torch.Generator(), args.batch_size)
     steps = len(data.share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps

@@ -25,7 +25,6 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import data_audit
-import data_sampling
 import data_specs
 import engine
 import flags
@@ -109,7 +108,7 @@ def start_training(split, size, device):
             Namespace(optimizer="adamw", lr=1e-3, backbone_lr=None, weight_decay=0.01), ours
         ),
         schedule=engine.Schedule("constant", 1, 1),
-        sampling=data_sampling.Sampling("uniform", {}, audit, data.Geometry(size)),
+        sampling=data.Sampling("uniform", {}, audit, data.Geometry(size)),
         augment=data.Augment(data.parse_augment("flip=0.5,scale=0.75:1.5,colour=0.3")),
         device=device,
         dtype=engine.autocast_dtype("auto", device),

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import data
-import data_sampling
 import engine
 import losses
 import models
@@ -28,7 +27,7 @@ def test_recipe(path):
     engine.Schedule(args.schedule, 1000, 100, args.warmup).rate(args.lr, 500)
     assert losses.Criterion(losses.parse_loss(args.loss), 34, data.Normalise(), label_smoothing=args.label_smoothing)
     data.parse_augment(args.augment)
-    data_sampling.parse_sampling(args.sampling, args.crop)
+    data.parse_sampling(args.sampling, args.crop)
     data.Geometry.from_args(args, 34)
 
 
