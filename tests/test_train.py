@@ -22,8 +22,9 @@ def read_log(run):
 
 
 def same_weights(a, b):
-    a, b = (checkpoint.load_checkpoint(run / "last.pth")["state"] for run in (a, b))
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    one, two = (checkpoint.load_checkpoint(run / "last.pth") for run in (a, b))
+    pairs = [(one["state"], two["state"]), (one["training"]["average"] or {}, two["training"]["average"] or {})]
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
 
 
 def test_run_directory_and_checkpoint_hold_what_was_promised(trained):
@@ -69,11 +70,14 @@ def test_resume_refuses_flags_that_make_it_another_run(trained):
     assert done.returncode == 0  # finished already: says so, changes nothing
 
 
-# DeepLab has dropout; two workers; several saves an epoch; noise from the augmentation's own generator.
+# All that has a state of its own: dropout, two workers, several saves an epoch, noise from the augmentation's generator
+# and from the loss, drawn classes and features, averaged weights, parts of a batch.
 REAL = (
     "--dataset", "folder", "--model", "fpn_mobilenet_v2:channels=16,dropout=0.5", "--image-size", "32x48",
     "--epochs", "3", "--batch-size", "4", "--workers", "2", "--amp", "off", "--device", "cpu", "--save-every", "3",
     "--log-every", "2", "--augment", "flip,scale,colour,noise", "--schedule", "plateau:patience=0,factor=0.5",
+    "--loss", "ce,noisy,consistency,contrastive", "--aux-task", "properties", "--sampling", "balanced",
+    "--ema", "0.9", "--accumulate", "2",
 )  # fmt: skip
 
 
@@ -155,12 +159,14 @@ def test_two_processes_train_and_agree(folder_set, tmp_path):
     environment = {**ENVIRONMENT, "PYTHONWARNINGS": "default"}  # torchrun itself warns
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(ROOT / "train.py"), "--dataset", "folder", "--data-dir", str(folder_set)]
-    command += ["--run-dir", str(tmp_path / "run"), *TINY]
+    command += ["--run-dir", str(tmp_path / "run"), *TINY, "--batch-size", "8", "--epochs", "4"]
+    command += ["--accumulate", "2", "--ema", "0.5", "--loss", "ce,noisy,consistency,contrastive,spatial,dice,lovasz"]
+    command += ["--aux-task", "properties", "--sampling", "balanced"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = read_log(tmp_path / "run")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
-    assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [1, 2, 3, 4]
     states = checkpoint.load_checkpoint(tmp_path / "run" / "last.pth")["training"]["random"]
     assert len(states) == 2
     assert not torch.equal(states[0]["varying"], states[1]["varying"])
