@@ -7,13 +7,14 @@ RECIPE  ?= $(wildcard recipes/$(DATASET).args)
 RUN     ?= runs/$(DATASET)
 DEVICE  ?= auto
 ARGS    ?=
+TABLE   ?= imbalance
 VENV    ?= .venv
 PYTHON  ?= python3
 
 PY      := $(VENV)/bin/python
 TRAIN   := $(PY) train.py $(addprefix @,$(RECIPE)) --dataset $(DATASET) --data-dir $(DATA) --run-dir $(RUN) --device $(DEVICE)
 
-.PHONY: all help setup download train diagnose evaluate test bench clean
+.PHONY: all help setup download train diagnose evaluate test bench ablation clean
 .DEFAULT_GOAL := all
 
 all: $(RUN)/.evaluated ## the whole chain on DATASET; fails at its end if diagnose found a fault
@@ -30,6 +31,7 @@ help: ## this text
 	@echo "  RUN       run folder                                                                ($(RUN))"
 	@echo "  DEVICE    auto, cpu, cuda, cuda:N                                                   ($(DEVICE))"
 	@echo "  ARGS      more flags for the script of the target, typed as by hand"
+	@echo "  TABLE     of make ablation: imbalance, pyramid or remedies                         ($(TABLE))"
 	@echo "  VENV      virtual environment                                                       ($(VENV))"
 	@echo "  PYTHON    interpreter that makes it, 3.10 or later                                  ($(PYTHON))"
 
@@ -83,6 +85,9 @@ test: $(VENV)/.installed ## everything CI runs: lint, format, all tests
 
 bench: $(VENV)/.installed ## benchmarks of speed against the plain recipe
 	$(PY) benchmarks/throughput.py $(ARGS)
+
+ablation: $(VENV)/.installed ## a table of what choices are worth: TABLE=imbalance (streets), pyramid, remedies (DATASET=camvid)
+	$(PY) benchmarks/ablation.py $(TABLE) --data-dir $(DATA) --device $(DEVICE) $(ARGS)
 
 clean: ## remove the run folder RUN
 	rm -rf $(RUN)

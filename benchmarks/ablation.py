@@ -33,7 +33,7 @@ IMBALANCE = (
     "--dataset folder --image-size 120x208 --model fpn_mobilenet_v2 --augment flip=0.5,scale=0.8:1.25,colour=0.2 "
 )
 IMBALANCE += "--epochs 10 --validate-every 10"
-CAMVID = "--dataset camvid --image-size 120x160 --model fpn_mobilenet_v2 --augment flip=0.5,scale=0.75:1.5,colour=0.3 "
+CAMVID = "--dataset camvid --image-size 96x128 --model fpn_mobilenet_v2 --augment flip=0.5,scale=0.75:1.5,colour=0.3 "
 CAMVID += "--lr 2e-3 --backbone-lr 1e-3 --class-weights sqrt --validate-every 10"
 
 TABLES = {  # table: (flags of all rows, seeds, {row: its own flags})
@@ -54,7 +54,7 @@ TABLES = {  # table: (flags of all rows, seeds, {row: its own flags})
         },
     ),
     "pyramid": (
-        f"{CAMVID} --epochs 12",
+        f"{CAMVID} --epochs 8",
         1,
         {
             "channels=128": "--model fpn_mobilenet_v2:channels=128",
@@ -68,7 +68,7 @@ TABLES = {  # table: (flags of all rows, seeds, {row: its own flags})
         },
     ),
     "remedies": (
-        f"{CAMVID} --epochs 10",
+        f"{CAMVID} --epochs 8",
         3,
         {
             "plain": "",
