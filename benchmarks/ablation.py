@@ -34,7 +34,7 @@ IMBALANCE = (
 )
 IMBALANCE += "--epochs 10 --validate-every 10"
 CAMVID = "--dataset camvid --image-size 96x128 --model fpn_mobilenet_v2 --augment flip=0.5,scale=0.75:1.5,colour=0.3 "
-CAMVID += "--lr 2e-3 --backbone-lr 1e-3 --class-weights sqrt --validate-every 10"
+CAMVID += "--lr 2e-3 --backbone-lr 3e-4 --class-weights sqrt --validate-every 10"
 
 TABLES = {  # table: (flags of all rows, seeds, {row: its own flags})
     "imbalance": (

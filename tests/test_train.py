@@ -12,6 +12,7 @@ import torch
 from conftest import ENVIRONMENT, ROOT, TINY, run_script, write_folder_set
 
 import checkpoint
+import train
 
 CLOCK = ("images_per_second",)  # the one thing in the log that no two runs share
 
@@ -183,3 +184,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder_set, 
     if (tmp_path / "run" / "last.pth").exists():  # whatever was saved was finite
         state = checkpoint.load_last(tmp_path / "run")["state"]
         assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_every_figure_of_a_line_goes_to_the_board_under_its_own_name():
+    entry = {"kind": "train", "step": 7, "epoch": 1, "terms": {"ce": 0.5}, "lr": [0.1, 0.2], "gradient_norm": None}
+    expected = {"train/epoch": 1, "train/terms/ce": 0.5, "train/lr/0": 0.1, "train/lr/1": 0.2}
+    assert dict(train.figures_of(entry)) == expected
+
+
+def test_the_spread_of_gradient_norms_leaves_out_a_step_that_overflowed():
+    assert train.spread_of([1.0, float("inf"), 3.0]) == {"mean": 2.0, "spread": 1.0}
+    assert train.spread_of([float("nan")]) == {"mean": None, "spread": None}
