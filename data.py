@@ -226,9 +226,22 @@ class Geometry:
         """The size at which a whole image of this size enters the network in evaluation."""
         if self.crop is None:
             return tuple(self.canvas)
-        scale = self.short_side / min(height, width) if self.short_side else 1.0
-        scale = min(scale, math.sqrt(self.most_pixels / (height * width)))
+        scale = min(self.wanted_scale(height, width), self.largest_scale(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def wanted_scale(self, height, width):
+        """The factor that --short-side asks for."""
+        return self.short_side / min(height, width) if self.short_side else 1.0
+
+    def largest_scale(self, height, width):
+        """The factor at which a whole image's logits still fit; crops are cut from the same, so that sizes agree."""
+        return math.sqrt(self.most_pixels / (height * width))
+
+    def count_reduced(self, sizes):
+        """How many images of {(height, width): images} are smaller in the network than they were asked to be."""
+        if self.crop is None:
+            return 0
+        return sum(n for size, n in sizes.items() if self.largest_scale(*size) < self.wanted_scale(*size))
 
     def resize(self, image):
         """A whole PIL image -> (h, w, 3) uint8 tensor at the network's size, antialiased."""

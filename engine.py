@@ -51,6 +51,7 @@ def add_run_flags(parser):
 
 def choose_device(name):
     """The torch.device for --device. Raises UserError for one this machine does not have."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: a mantissa of 10 bits would make ties of scores
     if name == "auto":
         return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -96,9 +97,12 @@ def local_rank():
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def start_processes(device):
-    """Join the other processes when started by torchrun: (rank, how many)."""
-    torch.backends.cudnn.benchmark = True  # sizes stay the same from step to step
+def start_processes(device, one_size=True):
+    """Join the other processes when started by torchrun: (rank, how many).
+
+    one_size: images enter the network at one size, so that looking for the fastest convolutions pays.
+    """
+    torch.backends.cudnn.benchmark = one_size
     if "RANK" not in os.environ:
         return 0, 1
     if device.type == "cuda":
@@ -171,12 +175,17 @@ class Training:
             self.network = torch.nn.parallel.DistributedDataParallel(
                 self.model, device_ids=ids, broadcast_buffers=False
             )
-        self.average = AveragedModel(self.model, avg_fn=self._approach, use_buffers=True) if self.ema else None
+        self.average = None
+        if self.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=self._approach, use_buffers=True)
 
-    def _approach(self, average, current, updates):
-        """One step of the moving average; its decay rises to `ema`, so that the first weights are soon forgotten."""
-        decay = min(self.ema, (1 + updates) / (10 + updates))
-        return average + (current - average) * (1 - decay)
+    def _approach(self, averages, current, _updates):
+        """One step of the moving average, in place; its decay rises to `ema`, so that the start is soon forgotten."""
+        decay = min(self.ema, (1 + self.step) / (10 + self.step))  # `step` is on the host: nothing waits for it
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, current)  # batch norm's counters
 
     @property
     def best(self):
@@ -222,7 +231,11 @@ class Training:
         self.order.set_state(state["epoch_order"])
         self.epoch_order = state["epoch_order"]
         random = state["random"][self.rank]
-        self.varying.set_state(random["varying"])
+        if random["varying"].shape == self.varying.get_state().shape:
+            self.varying.set_state(random["varying"])
+        else:  # a CPU's generator has another state than CUDA's
+            flags.warn("the run began on another kind of device: its augmentation goes on from a new seed")
+            self.varying.manual_seed(self.seed + 1 + self.rank + state["step"])
         torch.set_rng_state(random["torch"])
         if random["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.device)
@@ -263,19 +276,23 @@ def train_step(training, criterion, images, targets):
     images = images.contiguous(memory_format=torch.channels_last)
     training.schedule.apply(training.optimizer, training.step)
     training.optimizer.zero_grad(set_to_none=True)
-    weights = share_weights(criterion.weights(targets), training.processes)
-    # A part of a single image would fail in batch norm, so there are at most half as many parts as images.
-    parts = max(1, min(training.accumulate, len(images) // 2))
+    parts = split_batch(len(images), training.accumulate)
+    weights = share_weights([criterion.weights(targets[part]) for part in parts], training.processes)
     shown = {}
-    for part in range(parts):
-        chosen = slice(len(images) * part // parts, len(images) * (part + 1) // parts)
-        with exchange(training, last=part == parts - 1):
-            terms = backward(training, criterion, images[chosen], targets[chosen], weights)
+    for part in parts:
+        with exchange(training, last=part is parts[-1]):
+            terms = backward(training, criterion, images[part], targets[part], weights)
         shown = {name: shown.get(name, 0) + value for name, value in terms.items()}
     norm, module_norms = optimise(training)
     shown = {name: share_out(value, training.processes) for name, value in shown.items()}
     total = sum(shown.values())
     return {"loss": total, "terms": shown, "gradient_norm": norm, "module_norms": module_norms, "images": len(images)}
+
+
+def split_batch(images, parts):
+    """Slices that cut a batch into parts, at most half as many as images: batch norm refuses a part of one."""
+    parts = max(1, min(parts, images // 2))
+    return [slice(images * part // parts, images * (part + 1) // parts) for part in range(parts)]
 
 
 def backward(training, criterion, images, targets, weights):
@@ -288,6 +305,8 @@ def backward(training, criterion, images, targets, weights):
         totals = criterion(training.network, images, targets)
     terms = {name: total * training.processes / weights[name].clamp(min=EPSILON) for name, total in totals.items()}
     loss = sum(terms.values())
+    if not loss.requires_grad:
+        raise UserError("no term of the loss reaches a parameter that trains", "--loss and --freeze", "freeze less")
     (training.scaler.scale(loss) if training.scaler else loss).backward()
     return {name: value.detach() for name, value in terms.items()}
 
@@ -303,8 +322,9 @@ def exchange(training, last):
     return nullcontext() if last or training.processes == 1 else training.network.no_sync()
 
 
-def share_weights(weights, processes):
-    """The sum over processes of a criterion's weights."""
+def share_weights(parts, processes):
+    """The sum over parts and processes of a criterion's weights."""
+    weights = {name: sum(part[name] for part in parts) for name in parts[0]}
     if processes > 1:
         for weight in weights.values():
             dist.all_reduce(weight)
@@ -314,7 +334,7 @@ def share_weights(weights, processes):
 def share_buffers(training):
     """Give every process the first one's batch-norm statistics, the ones a checkpoint keeps."""
     if training.processes > 1:
-        for module in {training.model, training.best}:
+        for module in dict.fromkeys((training.model, training.best)):  # the same order in every process
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 

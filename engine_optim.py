@@ -29,7 +29,7 @@ def add_optim_flags(parser):
     group.add_argument("--optimizer", default="adamw", choices=("adamw", "adam", "sgd"), help="sgd has momentum 0.9")
     group.add_argument("--lr", type=flags.non_negative, default=2e-3, help="peak learning rate of the head")
     group.add_argument("--backbone-lr", type=flags.non_negative, help="of the backbone; empty: as --lr")
-    group.add_argument("--weight-decay", type=flags.non_negative, default=0.01, help="on weights of 2 or more axes")
+    group.add_argument("--weight-decay", type=flags.non_negative, default=0.01, help="on matrices and convolutions")
     group.add_argument(
         "--schedule",
         default="onecycle",
@@ -49,15 +49,16 @@ def add_optim_flags(parser):
 def build_optimizer(args, model):
     """AdamW, Adam or SGD over up to four groups: backbone and head, with and without weight decay.
 
-    Biases and normalisation weights (one axis) get no decay. Each group keeps its peak rate as `base_lr`.
+    What is no matrix gets no decay: biases, normalisation weights and layer scales (one value a channel), position
+    embeddings and class tokens. Each group keeps its peak rate as `base_lr`.
     Raises UserError if nothing is left to train.
     """
     backbone = {id(p) for p in model.backbone.parameters()}
     backbone_lr = args.lr if args.backbone_lr is None else args.backbone_lr
     groups = {}
-    for parameter in (p for p in model.parameters() if p.requires_grad):
+    for name, parameter in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
         lr = backbone_lr if id(parameter) in backbone else args.lr
-        decay = args.weight_decay if parameter.ndim > 1 else 0.0
+        decay = args.weight_decay if is_matrix(name, parameter) else 0.0
         groups.setdefault((id(parameter) in backbone, decay), (lr, decay, []))[2].append(parameter)
     if not groups:
         raise UserError("nothing is left to train", "--freeze", "freeze less")
@@ -65,6 +66,12 @@ def build_optimizer(args, model):
     if args.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=args.lr, momentum=0.9)
     return (torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam)(groups, lr=args.lr)
+
+
+def is_matrix(name, parameter):
+    """Whether a parameter mixes channels, and weight decay is meant for it."""
+    positions = "pos_embed" in name or "relative_position_bias" in name
+    return parameter.numel() > max(parameter.shape) and not positions
 
 
 class Schedule:
@@ -136,5 +143,5 @@ class Schedule:
         position, period = step / self.steps_per_epoch, float(self.options["t0"])
         while position >= period:
             position, period = position - period, period * self.options["mult"]
-        low = self.options["min"]
+        low = min(self.options["min"], base)
         return low + (base - low) * (1 + math.cos(math.pi * position / period)) / 2

@@ -40,6 +40,7 @@ LOSSES = {
     "contrastive": [0.1, 0.1],
     "spatial": [0.1],
 }
+TEACHING = {"ce", "focal", "ohem", "dice", "lovasz", "noisy"}  # without one of these the classifier learns nothing
 PARAMETERS = {  # {term: (name, lowest, highest)}
     "focal": ("gamma", 0, 10),
     "ohem": ("threshold", 0, 1),
@@ -100,6 +101,8 @@ def parse_loss(text):
         raise UserError(f"no term in {text!r}", "--loss", f"known: {', '.join(LOSSES)}")
     for name, values in written.items():
         _check_term(name, values)
+    if not TEACHING & written.keys():
+        flags.warn(f"no term of --loss {text} teaches the classes; {', '.join(sorted(TEACHING))} would")
     terms = {name: [*values, *LOSSES[name][len(values) :]] for name, values in written.items()}
     shared = terms.keys() & {"noisy", "consistency"}
     sigmas = sorted({written[name][1] for name in shared if len(written[name]) > 1})

@@ -41,7 +41,7 @@ def lovasz(logits, targets):
         present = labels.unique()
         if not len(present):
             continue
-        probabilities = F.softmax(image.float(), dim=0)[:, valid][present]  # (K, P)
+        probabilities = F.softmax(image.float(), dim=0)[present][:, valid]  # (K, P)
         truth = labels == present[:, None]
         errors = torch.where(truth, 1 - probabilities, probabilities)
         total = total + (errors * _jaccard_slope(errors.detach(), truth)).sum() / len(present)

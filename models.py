@@ -159,7 +159,7 @@ def start_model(args, num_classes):
     model = build_model(name, num_classes, {**options, "properties": about.get("weight", 0.0)})
     lines = load_weights(model, args.weights)
     freeze(model, args.freeze)
-    return model, lines
+    return model, lines + describe_frozen(model, args.weights)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ class Vit(Segmenter):
 def freeze(model, rule):
     """Take parameters out of training.
 
-    rule: "none"; "backbone"; "all-but-head", which leaves only the layers that make the logits; or N for the first N
+    rule: "none"; "backbone"; "all-but-head", which leaves only the layers that make the outputs; or N for the first N
     parameter tensors in the model's own order, the backbone's first.
     Raises UserError for another rule or more parameters than there are.
     """
@@ -377,7 +377,8 @@ def freeze(model, rule):
     elif rule == "backbone":
         frozen = list(model.backbone.parameters())
     elif rule == "all-but-head":
-        heads = {id(p) for layer in model.class_layers for p in model.get_submodule(layer).parameters()}
+        layers = [*model.class_layers, *(["property_head"] if "properties" in model.aux_weights else [])]
+        heads = {id(p) for layer in layers for p in model.get_submodule(layer).parameters()}
         frozen = [parameter for parameter in parameters if id(parameter) not in heads]
     elif str(rule).isdecimal():
         frozen = parameters[: int(rule)]
@@ -391,9 +392,24 @@ def freeze(model, rule):
         parameter.requires_grad_(False)
 
 
+def describe_frozen(model, weights):
+    """Lines that say what does not train, [] where everything does."""
+    frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+    norms = sum(is_frozen_norm(module) for module in model.modules())
+    kept = f"; {norms} batch norms keep their statistics, as --weights {weights} has them" if norms else ""
+    return [f"frozen: {frozen} parameter tensors{kept}"] if frozen else []
+
+
+def is_frozen_norm(module):
+    """Whether a module is a batch norm that has parameters, and none that trains."""
+    parameters = list(module.parameters(recurse=False))
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_norm and bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
 def train_mode(model):
     """Training mode, except batch norm whose parameters are all frozen: its statistics stay as they are, too."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            module.train(any(parameter.requires_grad for parameter in module.parameters()))
+        if is_frozen_norm(module):
+            module.eval()

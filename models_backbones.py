@@ -47,10 +47,11 @@ def mobilenet_v2(blocks=18, output_stride=32):
 def mobilenet_v3_large():
     """MobileNetV3-Large, dilated, at strides 2, 4, 8, 16, 16: torchvision's backbone of its DeepLabV3.
 
+    Stride 8 is the first block there, which torchvision's auxiliary head reads, not the last.
     Source: Howard et al., Searching for MobileNetV3, ICCV 2019, table 1.
     """
     network = tv.mobilenet_v3_large(weights=None, dilated=True)
-    return StagedEncoder(network, 17, (1, 3, 6, 12, 16), (16, 24, 40, 112, 960))
+    return StagedEncoder(network, 17, (1, 3, 4, 12, 16), (16, 24, 40, 112, 960))
 
 
 def convnext(size):

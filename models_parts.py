@@ -63,7 +63,11 @@ class Segmenter(nn.Module):
         features = self.decode(maps, size)[0]
         logits = {"out": self.classify(features), **(self.auxiliary(maps) if self.training else {})}
         outputs = {name: resize_logits(value, size)[..., :height, :width] for name, value in logits.items()}
-        outputs["features"] = features
+        rows, columns = (
+            -(-side * cells // whole)
+            for side, cells, whole in zip((height, width), features.shape[-2:], size, strict=True)
+        )
+        outputs["features"] = features[..., :rows, :columns]  # of the padding, nothing
         if self.training and "properties" in self.aux_weights:
             outputs["properties"] = self.property_head(maps[-1].mean((2, 3)))  # (N, 6)
         return outputs

@@ -111,9 +111,9 @@ class Log:
     A checkpoint keeps the file's length and the steps not yet written, so that a resumed run's log has no seam.
     """
 
-    def __init__(self, path, every, main=True, length=0, window=(), board=False):
+    def __init__(self, path, every, main=True, length=0, window=(), board=None):
         self.every, self.main, self.window = every, main, list(window)
-        self.board = open_board(path.parent) if board and main else None
+        self.board = open_board(path.parent, board) if board is not None and main else None
         self.clock, self.timed = time.perf_counter(), 0
         self.file = open(path, "ab") if main else None  # noqa: SIM115  open as long as the run
         if main:
@@ -196,11 +196,14 @@ def spread_of(values):
     return {"mean": statistics.fmean(values), "spread": statistics.pstdev(values)}
 
 
-def open_board(folder):
-    """A TensorBoard writer into the run directory; the package is asked for in `read_args`."""
+def open_board(folder, step):
+    """A TensorBoard writer into the run directory that forgets what came after `step`, as the log does.
+
+    The package is asked for in `read_args`.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(folder / "tensorboard")
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
 
 def figures_of(entry, prefix=""):
@@ -215,10 +218,12 @@ def figures_of(entry, prefix=""):
             yield f"{prefix}/{name}", value
 
 
-def prepare_data(args, processes=1):
-    """Open and audit the training and validation split: (spec, {split: Split}, {split: Audit}, Layout)."""
-    spec, root = engine.open_dataset(args)
-    splits = {name: data.open_split(spec, root, name, args.limit) for name in ("train", "val")}
+def check_flags(args, processes):
+    """Read every flag that has a language of its own, before hours go into reading data. Raises UserError."""
+    models.parse_model(args.model)
+    losses.parse_loss(args.loss)
+    data.parse_sampling(args.sampling, args.crop)
+    engine.Schedule(args.schedule, 1, 1)
     if args.batch_size < 2 * processes:
         what = f"--batch-size {args.batch_size} leaves fewer than 2 images for each process, which batch norm refuses"
         raise UserError(what, remedy=f"use at least {2 * processes}")
@@ -227,6 +232,12 @@ def prepare_data(args, processes=1):
         raise UserError(what, remedy=f"use --batch-size {2 * processes * args.accumulate} or more")
     if not 0 <= args.ema < 1:
         raise UserError(f"decay {args.ema}", "--ema", "give at least 0 and below 1, such as 0.999")
+
+
+def prepare_data(args, processes=1):
+    """Open and audit the training and validation split: (spec, {split: Split}, {split: Audit}, Layout)."""
+    spec, root = engine.open_dataset(args)
+    splits = {name: data.open_split(spec, root, name, args.limit) for name in ("train", "val")}
     if len(splits["train"]) < 2 * processes:
         raise UserError(f"training needs at least {2 * processes} images", root, "add images, or raise --limit")
     audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
@@ -329,7 +340,9 @@ class Run:
 
     def __init__(self, args, about, main, last):
         self.args, self.about, self.main = args, about, main
-        progress = last["progress"] if last else {"best": None, "validation": None, "log_bytes": 0, "window": []}
+        progress = (
+            last["progress"] if last else {"step": 0, "best": None, "validation": None, "log_bytes": 0, "window": []}
+        )
         self.best, self.validation = progress["best"], progress["validation"]
         self.path = Path(args.run_dir)
         self.log = Log(
@@ -338,7 +351,7 @@ class Run:
             main,
             progress["log_bytes"],
             progress["window"],
-            args.tensorboard,
+            progress["step"] if args.tensorboard else None,
         )
 
     def save(self, training):
@@ -413,19 +426,24 @@ def main():
     """Train, or go on training."""
     args, last = read_args(build_parser())
     device = engine.choose_device(args.device)
-    rank, processes = engine.start_processes(device)
+    rank, processes = engine.start_processes(device, one_size=args.crop is None)
     torch.manual_seed(args.seed)
+    check_flags(args, processes)
     augment = data.Augment(data.parse_augment(args.augment))
-    drawing = data.parse_sampling(args.sampling, args.crop)
     dtype = engine.autocast_dtype(args.amp, device)
     if rank == 0:
         print(f"device: {engine.describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
 
     spec, splits, audits, layout = prepare_data(args, processes)
     geometry = data.Geometry.from_args(args, spec.num_classes)
+    if reduced := geometry.count_reduced(audits["train"].sizes):
+        limit = f"{geometry.most_pixels:,} pixels, the most whose logits fit for {spec.num_classes} classes"
+        flags.warn(f"{reduced} training images are reduced to {limit}, before they are cut; --short-side says to what")
     model, initial = prepare_model(args, spec, last, device)
+    if rank:  # every process has the same model, and dropout and noise of its own
+        torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
-    sampling = data.Sampling(*drawing, audits["train"], geometry)
+    sampling = data.Sampling(*data.parse_sampling(args.sampling, args.crop), audits["train"], geometry)
     batches = sampling.draw(torch.Generator(), args.batch_size)
     steps = len(data.share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps

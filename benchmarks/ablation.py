@@ -25,6 +25,7 @@ import data
 import engine
 import flags
 import metrics
+import models
 import report
 import synthetic
 
@@ -111,7 +112,15 @@ def write_harsh_streets(folder, streets):
 
 
 def train(run, words):
-    """Run train.py, or go on with it; returns its seconds, None where an earlier call had trained some of it."""
+    """Run train.py, or go on with it; returns its seconds, None where an earlier call had trained some of it.
+
+    Raises UserError where the folder holds a run of other flags: it would pass for a row of this table.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    asked = run / "words.json"
+    if asked.is_file() and json.loads(asked.read_text()) != words:
+        raise flags.UserError("this run was trained with other flags", run, "remove it, or choose another --runs")
+    asked.write_text(json.dumps(words))
     if (run / "trained").is_file():
         return json.loads((run / "trained").read_text())
     resumed = (run / "last.pth").is_file()
@@ -193,30 +202,37 @@ def compare(rows, first):
     return f"{np.mean(gaps):+.3f} ± {np.std(gaps, ddof=1):.3f}"
 
 
-def cost_of(options, size):
-    """(parameters in millions, GMACs of one image, images a second forward on this machine) of a --model."""
-    name, options = engine.models.parse_model(options)
-    model = engine.models.build_model(name, 11, options).eval()
-    images = torch.randn(1, 3, *size)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(images)
-    with torch.no_grad():
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            model(images)
-            times.append(time.perf_counter() - start)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return parameters, counter.get_total_flops() / 2e9, 1 / float(np.median(times))
+def cost(text, num_classes, size, device, rounds=7):
+    """{"parameters", "megabytes", "gmacs" at 512x512, "milliseconds" of one image of `size`} of a --model."""
+    name, options = models.parse_model(text)
+    with torch.device("meta"):
+        model = models.build_model(name, num_classes, options).eval()
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(torch.empty(1, 3, 512, 512))
+    state = model.state_dict().values()
+    model = models.build_model(name, num_classes, options).eval().to(device, memory_format=torch.channels_last)
+    images = torch.randn(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            model(images)["out"].sum().item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "megabytes": sum(value.numel() * value.element_size() for value in state) / 1e6,
+        "gmacs": counter.get_total_flops() / 2e9,
+        "milliseconds": 1000 * float(np.median(times)),
+    }
 
 
-def show(table, rows, size):
+def show(table, rows, size, device):
     """The table on the terminal, in Markdown."""
     first = next(iter(rows.values()))
     head = ["row", "test mIoU", "to the first row", "semantic gain", "accuracy", "active", "training"]
     head += [f"mIoU at noise {sigma}" for sigma in first[0]["noise"]]
-    head += ["M parameters", "GMACs", "images/s"] if table == "pyramid" else []
+    head += ["M parameters", "GMACs at 512×512", "ms"] if table == "pyramid" else []
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for name, runs in rows.items():
         seconds = [run["seconds"] for run in runs if run["seconds"]]
@@ -227,7 +243,8 @@ def show(table, rows, size):
         cells += [f"{np.mean(seconds) / 60:.1f} min" if seconds else "–"]
         cells += [over_seeds([run["noise"][sigma] for run in runs]) for sigma in first[0]["noise"]]
         if table == "pyramid":
-            cells += [f"{value:.3g}" for value in cost_of(runs[0]["model"], size)]
+            about = cost(runs[0]["model"], len(runs[0]["classes"]), size, device)
+            cells += [f"{about['parameters'] / 1e6:.2f}", f"{about['gmacs']:.2f}", f"{about['milliseconds']:.0f}"]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -250,22 +267,22 @@ def main():
     if args.table == "imbalance":
         streets = Path(args.data_dir or ROOT / "data" / "streets")
         write_harsh_streets(folder / "data", streets)
-        source = f"--data-dir {folder / 'data'}"
+        source = ["--data-dir", str(folder / "data")]
     else:
         if not args.data_dir:
             raise flags.UserError("no CamVid", "--data-dir", "name its folder")
-        source = f"--data-dir {Path(args.data_dir).resolve()} --weights {args.weights}"
-    machine = f"--workers {args.workers} --device {args.device} --limit {args.limit} {args.args}"
+        source = ["--data-dir", str(Path(args.data_dir).resolve()), "--weights", args.weights]
+    machine = f"--workers {args.workers} --device {args.device} --limit {args.limit} {args.args}".split()
     rows = {name: [] for name in variants}
     for seed in range(args.seeds or seeds):  # seed by seed, so that a table broken off has whole columns
         for name, own in variants.items():
             run = folder / f"{name.replace(' ', '-').replace('=', '-')}-{seed}"
-            words = f"{common} {source} {machine} {own} --seed {seed}".split()
+            words = [*common.split(), *source, *machine, *own.split(), "--seed", str(seed)]
             seconds = train(run, words)
             model = json.loads((run / "config.json").read_text())["model"]
             rows[name].append({**measure(run, args), "seconds": seconds, "model": model})
     size = flags.size(common.partition("--image-size ")[2].split()[0])
-    show(args.table, rows, size)
+    show(args.table, rows, size, engine.choose_device(args.device))
     kept = {
         name: [{key: value for key, value in run.items() if key != "counts"} for run in runs]
         for name, runs in rows.items()

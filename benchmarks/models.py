@@ -10,15 +10,10 @@ number of steps, from scratch or, where --weights imagenet can be downloaded, fr
 """
 
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from ablation import measure, train
+from ablation import cost, measure, train
 
 import engine
 import flags
@@ -33,40 +28,16 @@ TRAINING = (
 TRAINING += " --clip 1 --validate-every 100"
 
 
-def cost(name, size, device, rounds=7):
-    """{"parameters", "megabytes", "gmacs" at 512x512, "milliseconds" at `size`} of a model."""
-    with torch.device("meta"):
-        model = models.build_model(name, CLASSES).eval()
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            model(torch.empty(1, 3, 512, 512))
-    state = model.state_dict().values()
-    model = models.build_model(name, CLASSES).eval().to(device, memory_format=torch.channels_last)
-    images = torch.randn(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            model(images)["out"].sum().item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "megabytes": sum(value.numel() * value.element_size() for value in state) / 1e6,
-        "gmacs": counter.get_total_flops() / 2e9,
-        "milliseconds": 1000 * float(np.median(times)),
-    }
-
-
 def learn(name, args):
     """{"miou", "gain", "minutes"} after the equal training."""
     run = Path(args.runs).resolve() / name
-    words = f"{TRAINING} --model {name} --data-dir {Path(args.data_dir).resolve()} --epochs {args.epochs}"
-    words += f" --weights {args.weights} --workers {args.workers} --device {args.device} --limit {args.limit}"
-    run.mkdir(parents=True, exist_ok=True)
-    seconds = train(run, words.split())
+    weights = args.weights if args.weights == "none" or models.build_model(name, 2).imagenet else "none"
+    words = [*TRAINING.split(), "--model", name, "--data-dir", str(Path(args.data_dir).resolve()), "--weights", weights]
+    words += f"--epochs {args.epochs} --workers {args.workers} --device {args.device} --limit {args.limit}".split()
+    seconds = train(run, words)
     result = measure(run, args)
     gain = metrics.semantic_gain(result["miou"], result["floor"])
-    return {"miou": result["miou"], "gain": gain, "minutes": seconds / 60 if seconds else None}
+    return {"miou": result["miou"], "gain": gain, "weights": weights, "minutes": seconds / 60 if seconds else None}
 
 
 def main():
@@ -84,13 +55,13 @@ def main():
     args = parser.parse_args()
     args.table = "models"
     names = args.only.split(",") if args.only else list(models.MODELS)
-    for name in names:
+    for name in names:  # a wrong name is told before the first training
         models.parse_model(name)
     device = engine.choose_device(args.device)
-    rows = {}
-    print("| model | M parameters | MB | GMACs | ms | test mIoU | semantic gain | training |\n|" + "---|" * 8)
+    rows, trained = {}, "test mIoU | semantic gain | training |" if args.data_dir else ""
+    print("| model | M parameters | MB | GMACs | ms | " + trained + "\n|" + "---|" * (5 + trained.count("|")))
     for name in names:
-        row = rows[name] = cost(name, args.size, device)
+        row = rows[name] = cost(name, CLASSES, args.size, device)
         cells = [name, f"{row['parameters'] / 1e6:.2f}", f"{row['megabytes']:.0f}", f"{row['gmacs']:.1f}"]
         cells += [f"{row['milliseconds']:.0f}"]
         if args.data_dir:
@@ -98,7 +69,7 @@ def main():
             cells += [f"{row['miou']:.3f}", f"{row['gain']:.3f}"]
             cells += [f"{row['minutes']:.1f} min" if row["minutes"] else "–"]
         print("| " + " | ".join(cells) + " |", flush=True)
-    report.write_json(Path(args.runs) / "models.json", rows)
+        report.write_json(Path(args.runs) / "models.json", rows)
     return 0
 
 

@@ -27,6 +27,13 @@ def rewrite(path, change):
 # ---- label spaces
 
 
+def test_images_too_large_for_their_logits_are_counted():
+    geometry = data.Geometry([1, 1], crop=[512, 512], most_pixels=1_000_000)
+    assert geometry.count_reduced({(3000, 4000): 3, (500, 500): 2}) == 3
+    assert data.Geometry([1, 1], [512, 512], 512, 1_000_000).count_reduced({(3000, 4000): 3}) == 0
+    assert data.Geometry([512, 512]).count_reduced({(3000, 4000): 3}) == 0
+
+
 def test_folder_reads_index_and_colour_masks_alike(folder_set):
     split = open_folder(folder_set)
     image_path, mask_path = split.pairs[0]

@@ -118,6 +118,23 @@ def test_backbone_and_head_have_their_own_rate_and_norms_no_decay(kind):
         assert found[id(p)]["weight_decay"] == (0.5 if p.ndim > 1 else 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("fpn_convnext_tiny", "layer_scale"), ("fpn_swin_t", "relative_position_bias"), ("vit_tiny", "pos_embedding")],
+)
+def test_what_is_no_matrix_has_no_decay(name, part):
+    with torch.device("meta"):
+        model = models.build_model(name, 3)
+    decays = {
+        id(p): g["weight_decay"] for g in engine.build_optimizer(options(), model).param_groups for p in g["params"]
+    }
+    found = {key: decays[id(parameter)] for key, parameter in model.named_parameters()}
+    assert any(part in key for key in found)
+    for key, decay in found.items():
+        free = any(word in key for word in (part, "bias", "class_token")) or model.get_parameter(key).ndim == 1
+        assert decay == (0.0 if free else 0.5), key
+
+
 def test_nothing_left_to_train_is_an_error():
     model = models.build_model("mobilenetv2", 3).requires_grad_(False)
     with pytest.raises(UserError, match="--freeze"):
@@ -184,6 +201,34 @@ def test_accumulated_parts_equal_the_whole_batch():
             assert float(value) == pytest.approx(float(results[0]["terms"][name]), rel=1e-4)
 
 
+def test_a_loss_that_draws_from_the_batch_keeps_its_scale_in_parts():
+    """Contrastive draws its anchors in each part anew: another draw, and yet the same size of loss."""
+    torch.manual_seed(0)
+    model = models.build_model("mobilenetv2", 3)
+    criterion = losses.Criterion({"ce": [1.0], "contrastive": [1.0, 0.5]}, 3, data.Normalise())
+    found = []
+    for parts in (1, 2, 4):
+        training = start(copy.deepcopy(model), accumulate=parts, optimizer="sgd")
+        found.append(float(engine.train_step(training, criterion, *batch(8, 64))["terms"]["contrastive"]))
+    assert found == pytest.approx([found[0]] * 3, rel=0.2)
+
+
+def test_frozen_parameters_and_a_loss_that_reaches_none_of_the_others_are_an_error():
+    model = models.build_model("mobilenetv2", 3)
+    models.freeze(model, "all-but-head")
+    criterion = losses.Criterion({"contrastive": [1.0, 0.5]}, 3, data.Normalise())
+    with pytest.raises(UserError, match="no term of the loss reaches a parameter"):
+        engine.train_step(start(model), criterion, *batch())
+
+
+def test_a_run_goes_on_on_another_kind_of_device(capsys):
+    training = start(models.build_model("mobilenetv2", 3), schedule=Schedule("constant", 10, 10))
+    state = training.state()
+    state["random"][0]["varying"] = torch.zeros(16, dtype=torch.uint8)  # the size of a CUDA generator's
+    training.restore(state)
+    assert "another kind of device" in capsys.readouterr().err
+
+
 def test_averaged_weights_follow_by_hand():
     torch.manual_seed(0)
     training = start(models.build_model("mobilenetv2", 3), ema=0.2, optimizer="sgd")
@@ -192,6 +237,7 @@ def test_averaged_weights_follow_by_hand():
     for step in range(4):
         models.train_mode(training.model)
         engine.train_step(training, criterion, *batch())
+        training.step += 1
         current = training.model.state_dict()
         states.append({key: value.clone() for key, value in current.items()})
         decay = min(0.2, (1 + step) / (10 + step))

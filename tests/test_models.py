@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import random
+import re
 from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
@@ -115,6 +116,12 @@ def test_padding_to_whole_cells_moves_nothing(name):
     torch.testing.assert_close(cut, whole[..., :60, :90])
 
 
+def test_features_end_where_the_image_ends():
+    """A place of the image is found at its share of the map, whatever was padded: 90 of 96 rows, 150 of 160 columns."""
+    features = build("vit_tiny").eval()(torch.randn(1, 3, 90, 150))["features"]
+    assert features.shape[-2:] == (23, 38)  # of 24 and 40, at stride 4
+
+
 @pytest.mark.parametrize("name", LIGHT)
 @pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 63), (100, 31)])
 def test_output_has_the_input_size_whatever_it_is(name, size):
@@ -168,26 +175,36 @@ def count(name, num_classes=5, options=None):
         return parameters_of(models.build_model(name, num_classes, options))
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if models.build_model(name, 2).imagenet])
+@pytest.mark.parametrize("name", ALL)
 def test_backbones_have_the_published_parameter_counts(name):
     with torch.device("meta"):
         model = models.build_model(name, 5)
+        if model.imagenet is None:
+            assert name == "vit_tiny" or "pvt" in name  # held against timm's counts in their own tests
+            return
         published = model.imagenet.meta["num_params"]
         network = torchvision.models.get_model(model.imagenet.__class__.__name__.removesuffix("_Weights").lower())
-    shapes = {key: value.numel() for key, value in network.named_parameters()}
-    left_out = sum(shapes.get(key, 0) for key in model.left_out)  # the ImageNet classifier's
-    assert parameters_of(model.backbone) == published - left_out
-    assert left_out >= 1000 * model.backbone.widths[-1] or "fpn_mobilenet" in name or "mobilenet_v2" in name
+    sizes = {key: value.numel() for key, value in network.named_parameters()}
+    assert model.left_out >= {key for key in sizes if key.startswith(("fc.", "classifier.", "head.", "heads."))}
+    assert parameters_of(model.backbone) == published - sum(sizes.get(key, 0) for key in model.left_out)
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "mobilenet_v3_large"])
-def test_deeplab_has_torchvisions_parameters(backbone):
-    with torch.device("meta"):
-        published = models.build_model(f"deeplabv3_{backbone}", 21).coco.meta["num_params"]
-    extra = 0
-    if backbone == "mobilenet_v3_large":  # torchvision publishes it with its auxiliary head as well
-        extra = 0
-    assert count(f"deeplabv3_{backbone}", 21) + extra == published
+def test_deeplab_equals_torchvisions(backbone):
+    """The same weights give the same logits, of the auxiliary head too: it must read the same layer."""
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models.segmentation, f"deeplabv3_{backbone}")(
+        weights=None, weights_backbone=None, num_classes=5, aux_loss=True
+    )
+    ours = models.build_model(f"deeplabv3_{backbone}", 5)
+    state = {re.sub(r"^backbone\.(\d+)\.", r"backbone.features.\1.", k): v for k, v in theirs.state_dict().items()}
+    ours.load_state_dict(state)
+    images = torch.randn(2, 3, 65, 81)
+    with torch.no_grad():
+        expected = without_chance(theirs.train())(images)
+        found = without_chance(ours.train())(images)
+    for key in ("out", "aux"):
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-4)
 
 
 def test_unet_has_the_parameters_of_a_peer():

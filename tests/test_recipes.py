@@ -22,6 +22,7 @@ def test_recipe(path):
     name, options = models.parse_model(args.model)
     with torch.device("meta"):
         model = models.build_model(name, 34, options)
+    assert args.weights == "none" or getattr(model, args.weights)
     models.freeze(model, args.freeze)
     assert engine.build_optimizer(args, model)
     engine.Schedule(args.schedule, 1000, 100, args.warmup).rate(args.lr, 500)
