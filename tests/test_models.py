@@ -323,17 +323,20 @@ def test_imagenet_resnet_file_loads_and_its_classifier_is_named(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])
 @pytest.mark.parametrize("classes_in_file", [5, 21])
-def test_torchvision_segmentation_checkpoint(classes_in_file, tmp_path):
+def test_torchvision_segmentation_checkpoint(name, classes_in_file, tmp_path):
     torch.manual_seed(1)
-    coco = torchvision.models.segmentation.deeplabv3_resnet50(
+    coco = getattr(torchvision.models.segmentation, name)(
         weights=None, weights_backbone=None, num_classes=classes_in_file, aux_loss=True
     ).state_dict()
-    model = build("deeplabv3_resnet50")
+    model = build(name)
     report = models.load_weights(model, save(coco, tmp_path))
     layers = {f"{head}.4.{part}" for head in ("classifier", "aux_classifier") for part in ("weight", "bias")}
-    expected = coco if classes_in_file == 5 else {key: value for key, value in coco.items() if key not in layers}
-    assert same(expected, model.state_dict())
+    inside = "features." if "mobilenet" in name else ""  # torchvision keeps MobileNetV3's blocks right under backbone
+    expected = {key.replace("backbone.", f"backbone.{inside}"): value for key, value in coco.items()}
+    kept = expected if classes_in_file == 5 else {key: expected[key] for key in expected.keys() - layers}
+    assert same(kept, model.state_dict())
     new = "new, random: aux_classifier (2 tensors), classifier (2 tensors)"
     assert report[1:] == ([] if classes_in_file == 5 else [f"left in file: {', '.join(sorted(layers))}", new])
 
