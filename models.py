@@ -67,21 +67,28 @@ CHOICES = {
     "skips": (True, False),
 }
 RANGES = {"aux": (0, math.inf), "properties": (0, math.inf), "channels": (1, math.inf), "dropout": (0, 1)}
+LISTING = """models of --model, with their options:
+    deeplabv3_*       resnet50, resnet101, mobilenet_v3_large
+                        aux=0.4 (weight of the auxiliary loss, 0: none)
+    deeplabv3plus_*   resnet50, resnet101, mobilenet_v2
+                        stride=16 (or 8)
+    unet_*            resnet50, mobilenet_v2
+    mobilenetv2       five learned doublings
+                        skips=off (on: add the encoder's maps)
+    fpn_*             mobilenet_v2, resnet50, convnext_tiny, convnext_small, swin_t, swin_s, swin_v2_t, pvt_v2_b0,
+                      pvt_v2_b1, pvt_v2_b2
+                        channels=128 (mobilenet_v2: 96; of the pyramid), dropout=0.1 (share of them),
+                        upsample=bilinear (nearest, transposed), laterals=on, attention=none (se, cbam)
+    vit_*             tiny, b_16, l_16
+                        decoder=progressive (or linear), channels=128 (of the decoder)
+"""
 AUX_TASKS = {"none": {}, "properties": {"weight": 0.1}}
 
 
 def add_model_flags(parser):
     """The flags of the network: which, what it starts from, what stays as it is."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        default="fpn_mobilenet_v2",
-        help="NAME or NAME:option=value,...: deeplabv3_{resnet50,resnet101,mobilenet_v3_large}:aux=weight of the "
-        "auxiliary loss (0: none); deeplabv3plus_{resnet50,resnet101,mobilenet_v2}:stride=8 or 16; "
-        f"unet_{{resnet50,mobilenet_v2}}; mobilenetv2:skips=on or off; fpn_{{{','.join(PYRAMID_BACKBONES)}}}:channels="
-        "width of the pyramid,dropout=share of its channels,upsample=nearest, bilinear or transposed,laterals=on or "
-        "off,attention=none, se or cbam; vit_{tiny,b_16,l_16}:decoder=linear or progressive,channels=its width",
-    )
+    group = parser.add_argument_group("model", LISTING)
+    group.add_argument("--model", default="fpn_mobilenet_v2", help="NAME or NAME:option=value,... of the models above")
     group.add_argument("--weights", default="none", help="none, imagenet or coco (downloaded), or a file to start from")
     group.add_argument(
         "--freeze",

@@ -552,3 +552,13 @@ def test_batch_norm_without_parameters_still_trains():
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False))
     models.train_mode(net)
     assert net[1].training
+
+
+def test_the_help_lists_every_model_and_option_with_its_default():
+    for name, options in models.MODELS.items():
+        family, _, backbone = name.partition("_")
+        assert family in models.LISTING
+        assert backbone in models.LISTING
+        for option, value in options.items():
+            shown = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+            assert f"{option}={shown}" in models.LISTING or f"{backbone}: {shown}" in models.LISTING, (name, option)
