@@ -55,7 +55,7 @@ TABLES = {  # table: (flags of all rows, seeds, {row: its own flags})
         },
     ),
     "pyramid": (
-        f"{CAMVID} --epochs 8",
+        f"{CAMVID} --epochs 4",
         1,
         {
             "channels=128": "--model fpn_mobilenet_v2:channels=128",
