@@ -304,7 +304,8 @@ def test_imagenet_mobilenet_files_load_into_the_backbone(name, kind, mobilenet, 
     assert all(torch.equal(after[f"backbone.{key}"], mobilenet[key]) for key in parts)
     assert all(torch.equal(after[key], before[key]) for key in after if not key.startswith("backbone."))
     assert report[0] == f"loaded from {path}: backbone ({len(parts)} tensors)"
-    assert report[-1].startswith("new, random: pyramid (" if name == "fpn_mobilenet_v2" else "new, random: reduce (")
+    new = "pyramid (42 tensors)" if name == "fpn_mobilenet_v2" else "reduce (5 tensors), up (25 tensors)"
+    assert report[-1] == f"new, random: classifier (2 tensors), {new}"
     left = [line for line in report if line.startswith("left in file")]
     assert ("classifier.1.weight" in "".join(left)) == (kind != "features only")
     assert ("features.18.0.weight" in "".join(left)) == (name == "fpn_mobilenet_v2")
