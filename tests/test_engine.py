@@ -330,3 +330,14 @@ def test_what_replaces_the_images_is_what_is_judged(folder_set):
 
     totals = engine.evaluate(predictor(), split, change=only_green)
     assert totals.confusion.sum(0)[[0, 2]].tolist() == [0, 0]
+
+
+def test_every_process_sends_the_models_buffers_before_the_averages(monkeypatch):
+    """The order decides which process's tensor meets which; a set's would differ from process to process."""
+    sent = []
+    monkeypatch.setattr(engine.dist, "broadcast", lambda buffer, source: sent.append(id(buffer)))
+    norms = [torch.nn.BatchNorm2d(2) for _ in range(8)]  # of eight pairs a set would have one in the wrong order
+    for model, average in zip(norms, reversed(norms), strict=True):
+        sent.clear()
+        engine.share_buffers(Namespace(processes=2, model=model, best=average))
+        assert sent == [id(buffer) for one in (model, average) for buffer in one.buffers()]
