@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torchvision.models import VisionTransformer
 
+import models
 import models_keys
 import models_pvt
 import models_vit
@@ -195,3 +196,21 @@ def test_half_a_pair_of_swin_biases_is_left_for_the_loader_to_name():
     converted, _ = models_keys.to_torchvision(state)
     assert "features.5.1.attn.q_bias" in converted
     assert "features.5.1.attn.qkv.bias" not in converted
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "tensors"),
+    [
+        ("fpn_pvt_v2_b0", "pvt_v2_b0", 176),
+        ("fpn_swin_v2_t", "swinv2_tiny_window8_256", 205),
+        ("vit_tiny", "vit_tiny_patch16_224", 150),
+    ],
+)
+def test_a_file_of_timms_keys_starts_a_model(name, peer, tensors, tmp_path):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model(peer, pretrained=False).state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "peer.pth")
+    lines = models.load_weights(models.build_model(name, 5), str(tmp_path / "peer.pth"))
+    assert " keys): backbone (" in lines[0]
+    assert f"backbone ({tensors} tensors)" in lines[0]
+    assert lines[-1].startswith("new, random: classifier (2 tensors)")
