@@ -20,8 +20,11 @@ import synthetic
 from engine_evaluate import (  # noqa: F401  the front of its parts
     Predictor,
     Totals,
+    add_prediction_flags,
+    apply_prediction_flags,
     check_classes,
     evaluate,
+    feature_statistics,
     layout_map_of,
     load_predictor,
     predict,
@@ -170,8 +173,8 @@ class Training:
         self.network = self.model  # what is called: the model, or the model and its gradient exchange
         if self.processes > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            # Buffers stay each process's own until `share_buffers`: a loss may call the model twice in one step, and
-            # a broadcast in between would overwrite what the first pass's gradient needs.
+            # Buffers stay each process's own until `share_buffers`: training never reads them, so sending them at every
+            # pass would be for nothing.
             self.network = torch.nn.parallel.DistributedDataParallel(
                 self.model, device_ids=ids, broadcast_buffers=False
             )

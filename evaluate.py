@@ -20,7 +20,6 @@ import anomaly
 import data
 import data_audit
 import engine
-import engine_evaluate
 import flags
 import metrics
 import report
@@ -43,7 +42,7 @@ def build_parser():
     parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="images at once")
     parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
-    engine_evaluate.add_prediction_flags(parser)
+    engine.add_prediction_flags(parser)
     return parser
 
 
@@ -210,7 +209,7 @@ def write_features(out, predictor, split, indices):
     Returns {"images", "drawn": files, "stages": rows, "pictures": [(caption, path)]}.
     """
     images = (predictor.geometry.resize(split.read(index)[0]) for index in indices)
-    stages = engine_evaluate.feature_statistics(predictor, images)
+    stages = engine.feature_statistics(predictor, images)
     image = predictor.geometry.resize(split.read(indices[0])[0])  # (h, w, 3)
     maps = {stage: found[0].cpu().numpy() for stage, found in predictor.features(image[None]).items()}  # (D, rows, …)
     size, drawn = tuple(image.shape[:2]), split.file(indices[0])
@@ -295,7 +294,7 @@ def main():
     args = build_parser().parse_args()
     device = engine.choose_device(args.device)
     predictor, content = engine.load_predictor(args.ckpt, device)
-    engine_evaluate.apply_prediction_flags(predictor, args)
+    engine.apply_prediction_flags(predictor, args)
     split = open_split(args, content)
     check_files(split)
     totals = compute(args, predictor, content, split)

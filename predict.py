@@ -15,7 +15,6 @@ from PIL import ImageOps
 
 import data
 import engine
-import engine_evaluate
 import flags
 import report
 from flags import UserError
@@ -28,7 +27,7 @@ def build_parser():
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--out", default="predicted", metavar="DIR", help="where the pictures go")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
-    engine_evaluate.add_prediction_flags(parser)
+    engine.add_prediction_flags(parser)
     return parser
 
 
@@ -60,7 +59,7 @@ def main():
     """Predict every photo; one that cannot be read is named at the end and costs the others nothing."""
     args = build_parser().parse_args()
     predictor, content = engine.load_predictor(args.ckpt, engine.choose_device(args.device))
-    engine_evaluate.apply_prediction_flags(predictor, args)
+    engine.apply_prediction_flags(predictor, args)
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     photos, errors = find_photos(args.photos), []
     progress = report.Progress(len(photos), "predict", "photos")
