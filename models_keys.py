@@ -23,17 +23,14 @@ MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 def to_torchvision(state):
     """Bring a state dict to the key style of the backbones here: (state, style).
 
-    state: {key: tensor} of an ImageNet classifier, whole or without its head. style: "torchvision", "official pvt_v2",
-    "timm mobilenetv2 | convnext | swin | swin_v2 | pvt_v2 | vit", or "own" for keys that fit none of them, which stay
-    as they are. "module. + STYLE" where every key began with "module.", which is taken off whatever the style.
-    torchvision's keys stay, too, but for two of its vision transformers' that were renamed after publication.
+    state: {key: tensor} of an ImageNet classifier, whole or without its head, keys without "module.". style:
+    "torchvision", "official pvt_v2", "timm mobilenetv2 | convnext | swin | swin_v2 | pvt_v2 | vit", or "own" for keys
+    that fit none of them, which stay as they are. torchvision's keys stay, too, but for two of its vision
+    transformers' that were renamed after publication.
 
     The classifier's keys are renamed as well. A key that its style does not know stays recognisable, so that a strict
     load names it. The state given is not changed; tensors are shared with it where they keep their shape.
     """
-    if state and all(key.startswith("module.") for key in state):
-        state, style = to_torchvision({key.removeprefix("module."): value for key, value in state.items()})
-        return state, f"module. + {style}"
     style = recognise(state)
     if style not in RULES:
         return state, style
@@ -47,7 +44,7 @@ def to_torchvision(state):
 
 
 def recognise(state):
-    """The style of a state dict without "module.", as `to_torchvision` names it. Keys alone decide."""
+    """The style of a state dict, as `to_torchvision` names it. Keys alone decide."""
     for style, marks in MARKS:
         if all(mark in state for mark in marks) and (style != "timm mobilenetv2" or _is_mobilenet_v2(state)):
             return style
