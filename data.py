@@ -4,7 +4,7 @@ The main process draws tickets (which image, which crop box); DataLoader workers
 bring image and target to the canvas. They draw nothing, so any number of workers gives the same batches. Batches are
 uint8 and are augmented on the device by `Augment`, with one sampling grid for image and target.
 
-Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 255 void.
+Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 253 normal but of no known class, 255 void.
 """
 
 import math
@@ -26,7 +26,18 @@ from data_sampling import (  # noqa: F401  the front of its parts
     parse_sampling,
     share_batches,
 )
-from data_specs import DATASETS, UNKNOWN, VOID, Spec, build_spec, find_images, find_pairs  # noqa: F401
+from data_specs import (  # noqa: F401
+    DATASETS,
+    NORMAL,
+    UNKNOWN,
+    VOID,
+    Spec,
+    adopt_classes,
+    build_spec,
+    find_images,
+    find_pairs,
+    hold_out,
+)
 from flags import UserError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB images in [0, 1], what the published weights expect
@@ -42,6 +53,12 @@ def add_data_flags(parser):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="streets", choices=DATASETS, help="the data set")
     group.add_argument("--data-dir", metavar="DIR", help="where it lies; empty: data/DATASET")
+    group.add_argument(
+        "--anomaly-classes",
+        default="",
+        metavar="NAME,...",
+        help="hold these classes out: void in training, anomalies in validation and test; empty: none",
+    )
     group.add_argument("--limit", type=flags.natural, default=0, help="first N images of each split; 0: all")
     group.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
 
@@ -304,23 +321,31 @@ def open_dataset(args):
     spec = build_spec(args.dataset, root)
     if spec.note:
         flags.warn(f"{spec.name}: {spec.note}")
+    if held_out := [name.strip() for name in args.anomaly_classes.split(",") if name.strip()]:
+        spec = hold_out(spec, held_out)
     return spec, root
 
 
 def open_split(spec, root, split, limit=0):
     """List a split's pairs (nothing is decoded); limit: the first N of them, 0 for all."""
     pairs = find_pairs(spec, root, split)
-    return Split(split, spec, Path(root), pairs[:limit] if limit else pairs)
+    return Split(split, spec.of_split(split), Path(root), pairs[:limit] if limit else pairs)
 
 
 class TrainingPairs(Dataset):
-    """Ticket -> (image (h, w, 3) uint8, target (h, w) uint8), both at the canvas's or crop's size."""
+    """Ticket -> (image (h, w, 3) uint8, target (h, w) uint8), both at the canvas's or crop's size.
 
-    def __init__(self, split, geometry):
-        self.split, self.geometry = split, geometry
+    outliers: what the ticket's pastes are taken from (`data_outliers`), None without.
+    """
+
+    def __init__(self, split, geometry, outliers=None):
+        self.split, self.geometry, self.outliers = split, geometry, outliers
 
     def __getitem__(self, ticket):
-        return self.geometry.cut(*self.split.read(ticket.index), ticket)
+        image, target = self.geometry.cut(*self.split.read(ticket.index), ticket)
+        for paste in ticket.pastes:
+            self.outliers.paste(image, target, paste)
+        return image, target
 
 
 class EvaluationPairs(Dataset):
@@ -337,9 +362,9 @@ class EvaluationPairs(Dataset):
         return index, self.geometry.resize(image), torch.from_numpy(np.array(target))
 
 
-def training_batches(split, geometry, batches, workers=0, pin_memory=False):
+def training_batches(split, geometry, batches, workers=0, pin_memory=False, outliers=None):
     """Read batches of tickets: yields images (N, h, w, 3) uint8, targets (N, h, w) uint8."""
-    return _checked(_loader(TrainingPairs(split, geometry), batches, workers, pin_memory, None))
+    return _checked(_loader(TrainingPairs(split, geometry, outliers), batches, workers, pin_memory, None))
 
 
 def evaluation_batches(split, geometry, batch_size, workers=0, pin_memory=False, indices=None):

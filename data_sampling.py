@@ -17,11 +17,13 @@ LEAST_SHARE = 1e-4  # of an image's labelled pixels: an image with less of a cla
 
 
 class Ticket(NamedTuple):
-    """What a worker is to read: an image's index, and where the crop box lies (0 … 1 of the room there is)."""
+    """What a worker is to read: an image's index, where the crop box lies (0 … 1 of the room there is), and what to
+    paste into it (`data_outliers.Paste`), in order."""
 
     index: int
     top: float
     left: float
+    pastes: tuple = ()
 
 
 def draw_tickets(images, batch_size, order):
@@ -75,12 +77,14 @@ class Sampling:
     chance `share`, to a crop that contains a pixel of a class drawn with probability ∝ 1 / sqrt(its share of all
     pixels), in an image that holds it, all alike. It contains that pixel before `Augment` moves anything.
 
-    kind, options: `parse_sampling`'s; audit: of the training split; geometry: the one that cuts the crops.
+    kind, options: `parse_sampling`'s; audit: of the training split; geometry: the one that cuts the crops; outliers:
+    what draws the pastes of the tickets (`data_outliers`), None without.
     An image holds a class from 0.0001 of its labelled pixels on, or any pixel where no image has as much.
     """
 
-    def __init__(self, kind, options, audit, geometry):
+    def __init__(self, kind, options, audit, geometry, outliers=None):
         self.kind, self.options, self.audit, self.geometry = kind, options, audit, geometry
+        self.outliers = outliers
         self.images = len(audit.split)
         self.classes = np.flatnonzero(audit.counts)  # those that occur
         self.holders = [images_with(audit.image_counts, c) for c in self.classes]
@@ -94,6 +98,8 @@ class Sampling:
             tickets = uniform_tickets(self.images, order)
         if self.kind == "rare-crops":
             tickets = self.put_rare(tickets, order)
+        if self.outliers:
+            tickets = self.outliers.add_pastes(tickets, order)
         return batch_tickets(tickets, batch_size)
 
     def draw_balanced(self, order):

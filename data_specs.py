@@ -18,6 +18,7 @@ from flags import UserError, nearest, warn
 
 VOID = 255  # the train id no loss and no metric counts
 UNKNOWN = 254  # in a decoded mask: a value that is neither a class nor void; never reaches a target
+NORMAL = 253  # no anomaly, but of no known class either: sets that label anomalies and nothing else
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
@@ -30,7 +31,9 @@ class Spec:
     cut: the splits without a folder of their own, cut from train by the hash rule of `cut_of`, which reads an image's
     name, or with cut_by="folder" its folder's; image_ending, mask_ending: what a file's name ends with before its type,
     after the name that image and mask share; lists: split -> file under the data folder with one such name a line,
-    where a split's folders hold more than the split; note: what to know before its numbers are compared with others'.
+    where a split's folders hold more than the split; note: what to know before its numbers are compared with others';
+    held_out: mask values and colours of the classes that `hold_out` made anomalies, void in training; flat: images lie
+    in their folder itself, what is deeper is none.
     """
 
     name: str
@@ -46,11 +49,23 @@ class Spec:
     mask_ending: str = ""
     lists: dict = field(default_factory=dict)
     note: str = ""
+    held_out: frozenset = frozenset()
+    flat: bool = False
 
     @property
     def num_classes(self):
         """Known classes: without void, without anomaly."""
         return len(self.classes)
+
+    def of_split(self, split):
+        """The coding of one split: what is held out is void in training, so that nothing is learnt from it."""
+        if split != "train" or not self.held_out:
+            return self
+        values, colours = (
+            {code: VOID if code in self.held_out else i for code, i in coding.items()}
+            for coding in (self.values, self.colours)
+        )
+        return replace(self, values=values, colours=colours)
 
     @cached_property
     def value_table(self):
@@ -182,6 +197,21 @@ CITYSCAPES_LABEL_IDS = replace(
 )
 
 
+# The frames are named one by one, "normal" and "anomaly" are its only labels: its classes are those of the model that
+# looks at it (`adopt_classes`).
+ROAD_ANOMALY = Spec(
+    name="road_anomaly",
+    classes=(),
+    palette=(),
+    values={0: NORMAL, 2: 0},
+    splits={"test": ("frames", "frames")},
+    colours={},
+    anomaly=True,
+    mask_ending=".labels/labels_semantic",
+    flat=True,
+)
+
+
 def below(spec, folder):
     """The same set with its archive's own top folder still around it."""
     splits = {split: tuple(f"{folder}/{part}" for part in parts) for split, parts in spec.splits.items()}
@@ -201,6 +231,7 @@ SPECS = {
     ),
     "ade20k": (ADE20K, below(ADE20K, "ADEChallengeData2016")),
     "cityscapes": (CITYSCAPES, CITYSCAPES_LABEL_IDS),
+    "road_anomaly": (ROAD_ANOMALY, below(ROAD_ANOMALY, "RoadAnomaly_jpg")),
 }
 DATASETS = (*SPECS, "folder")
 
@@ -219,10 +250,65 @@ def build_spec(name, root):
 
 
 def _lies_in(root, spec):
-    """Whether the training split of this form is there: folders, list, masks of its ending."""
-    images, masks = (root / part for part in spec.splits["train"])
-    listed = not spec.lists or (root / spec.lists["train"]).is_file()
-    return images.is_dir() and masks.is_dir() and listed and any(masks.rglob(f"*{spec.mask_ending}.*"))
+    """Whether the first split of this form is there: folders, list, masks of its ending."""
+    split, parts = next(iter(spec.splits.items()))
+    images, masks = (root / part for part in parts)
+    listed = not spec.lists or (root / spec.lists[split]).is_file()
+    ending = spec.mask_ending.rpartition("/")[2]
+    return images.is_dir() and masks.is_dir() and listed and any(masks.rglob(f"*{ending}.*"))
+
+
+def recognise(root):
+    """The spec of whatever known set lies in a folder, `folder` included. Raises UserError where none does."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError("no such folder", root, "check the path")
+    if (root / "classes.json").is_file():
+        return folder_spec(root)
+    found = next((spec for forms in SPECS.values() for spec in forms if _lies_in(root, spec)), None)
+    if found is None:
+        raise UserError("no known data set", root, f"it holds none of the layouts of {', '.join(SPECS)}; {FOLDER_HELP}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Anomalies by agreement
+
+
+def hold_out(spec, names):
+    """The set with some of its classes as anomalies: void in training, positive in validation and test.
+
+    Raises UserError for a name that is no class of the set, or where no class would be left.
+    Source: the protocol of BDD-Anomaly (Hendrycks et al., 2022). Deviation: there the images that show a held-out class
+    are left out of training; here only its pixels are void, so that small sets stay whole.
+    """
+    for name in names:
+        if name not in spec.classes:
+            raise UserError(f"no class {name!r} in {spec.name}", "--anomaly-classes", nearest(name, spec.classes))
+    kept = [i for i, name in enumerate(spec.classes) if name not in names]
+    if not kept:
+        raise UserError("no class is left to learn", "--anomaly-classes", "hold fewer classes out")
+    train_ids = {VOID: VOID, spec.num_classes: len(kept), **{old: new for new, old in enumerate(kept)}}
+    held_out = [code for coding in (spec.values, spec.colours) for code, i in coding.items() if i not in train_ids]
+    values, colours = (
+        {code: train_ids.get(i, len(kept)) for code, i in coding.items()} for coding in (spec.values, spec.colours)
+    )
+    palette = tuple(spec.palette[i] for i in kept) if spec.palette else ()
+    return replace(
+        spec,
+        classes=tuple(spec.classes[i] for i in kept),
+        palette=palette,
+        values=values,
+        colours=colours,
+        anomaly=True,
+        held_out=frozenset(held_out),
+    )
+
+
+def adopt_classes(spec, classes, palette):
+    """A set without classes of its own, as a model with these classes sees it: its anomaly gets their number."""
+    values = {value: len(classes) if i == 0 else i for value, i in spec.values.items()}
+    return replace(spec, classes=tuple(classes), palette=tuple(palette), values=values)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -256,7 +342,7 @@ def folder_spec(root):
     coloured = sum("color" in entry for entry in entries)
     if void_colours.keys() & colours.keys():
         raise UserError("a colour is both void and a class", path, FOLDER_HELP)
-    if not 1 <= len(names) <= 253 or len(set(names)) < len(names) or len(colours) < coloured:
+    if not 1 <= len(names) <= 252 or len(set(names)) < len(names) or len(colours) < coloured:
         raise UserError(f"{len(names)} classes, with a name or colour that repeats, or too many", path, FOLDER_HELP)
     palette = tuple(_colour(e["color"]) for e in entries) if coloured == len(names) else ()
     present = [split for split in ("train", "val", "test") if (root / "images" / split).is_dir()]
@@ -321,9 +407,9 @@ def layout_text(spec):
     return ", ".join((*folders, *spec.lists.values()))
 
 
-def find_images(folder):
-    """All images below a folder, sorted by path."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+def find_images(folder, pattern="**/*"):
+    """All images below a folder, sorted by path; pattern "*": in the folder itself only."""
+    return sorted(p for p in folder.glob(pattern) if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
 
 
 def find_pairs(spec, root, split):
@@ -335,7 +421,8 @@ def find_pairs(spec, root, split):
     """
     root = Path(root)
     image_folder, mask_folder = _folders(spec, root, split)
-    images, masks = _by_name(image_folder, spec.image_ending), _by_name(mask_folder, spec.mask_ending)
+    images = _by_name(image_folder, spec.image_ending, "*" if spec.flat else "**/*")
+    masks = _by_name(mask_folder, spec.mask_ending)
     names = _listed(spec, root, split, images) if spec.lists else sorted(images)
     lonely = [name for name in names if name not in masks]
     if lonely:
@@ -366,10 +453,10 @@ def _folders(spec, root, split):
     return [root / part for part in parts]
 
 
-def _by_name(folder, ending):
+def _by_name(folder, ending, pattern="**/*"):
     """{name: path} of the images below a folder whose names end in `ending`, which the names here leave out."""
     found = {}
-    for path in find_images(folder):
+    for path in find_images(folder, pattern):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if not stem.endswith(ending):
             continue

@@ -17,6 +17,7 @@ import torch
 
 import data
 import data_audit
+import data_outliers
 import engine
 import flags
 import losses
@@ -73,9 +74,13 @@ class Patient:
         self.device = engine.choose_device(args.device)
         self.predictor, self.content = engine.load_predictor(args.ckpt, self.device) if args.ckpt else (None, None)
         config = Namespace(**self.content["config"]) if args.ckpt else None
-        where = Namespace(dataset=args.dataset, data_dir=args.data_dir)
+        where = args
         if config:
-            where = Namespace(dataset=self.content["data"]["dataset"], data_dir=args.data_dir or config.data_dir)
+            where = Namespace(
+                dataset=self.content["data"]["dataset"],
+                data_dir=args.data_dir or config.data_dir,
+                anomaly_classes=getattr(config, "anomaly_classes", ""),
+            )
         self.config = config
         self.spec, root = engine.open_dataset(where)
         if config:
@@ -133,7 +138,7 @@ class Patient:
         config, counts = self.config, self.clean_audit()["train"].image_counts
         models.freeze(self.predictor.model, config.freeze)
         criterion = losses.Criterion(
-            losses.parse_loss(config.loss),
+            losses.choose_terms(config.loss, getattr(config, "outliers", "none")),
             self.spec.num_classes,
             self.predictor.normalise,
             class_weights=losses.class_weights(config.class_weights, torch.from_numpy(counts), self.spec.classes),
@@ -142,14 +147,27 @@ class Patient:
         )
         return self.predictor.model, criterion.to(self.device)
 
+    def outliers(self):
+        """What was pasted into the checkpoint's training images, into every one here; None where nothing was."""
+        if getattr(self.config, "outliers", "none") == "none":
+            return None
+        known = data.build_spec(self.config.dataset, self.splits["train"].root).classes
+        outliers, _ = data_outliers.open_outliers(self.config, self.spec, known)
+        outliers.options["chance"] = 1.0
+        return outliers
+
     def training_batch(self, count=4):
         """A few training examples on the device: images (N, 3, h, w) float32 in [0, 1], targets (N, h, w) uint8."""
         geometry = self.predictor.geometry if self.predictor else data.Geometry(self.args.image_size)
         split = self.splits["train"]
         if len(split) < 2:
             raise UserError("a single training image", remedy="batch norm needs at least 2")
-        tickets = data.draw_tickets(len(split), count, torch.Generator().manual_seed(self.args.seed))[0]
-        examples = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
+        order = torch.Generator().manual_seed(self.args.seed)
+        tickets, outliers = data.draw_tickets(len(split), count, order)[0], self.outliers()
+        if outliers:
+            tickets = outliers.add_pastes(tickets, order)
+        pairs = data.TrainingPairs(split, geometry, outliers)
+        examples = [pairs[ticket] for ticket in tickets]
         images, targets = (torch.stack(part).to(self.device) for part in zip(*examples, strict=True))
         return data.to_float(images), targets
 

@@ -28,8 +28,11 @@ from engine_evaluate import (  # noqa: F401  the front of its parts
     layout_map_of,
     load_predictor,
     predict,
+    predict_image,
+    predictions,
 )
 from engine_optim import Schedule, add_optim_flags, build_optimizer  # noqa: F401
+from engine_scores import ALARM_RATES, alarm_thresholds, collect_statistics, count_known  # noqa: F401
 from flags import UserError
 
 EPSILON = 1e-6  # a step whose weights add up to less is all void: its loss is 0
@@ -261,10 +264,12 @@ def train_one_epoch(training, criterion, split, geometry, batch_size, workers, l
     Yields {"loss": scalar tensor, "terms": {name: scalar tensor}, "gradient_norm": scalar tensor, "module_norms":
     {part of the model: scalar tensor}, "images": N}, on the device and not yet read, so that nothing waits for it.
     """
-    batches = training.draw_epoch(batch_size)
-    remaining = batches[training.offset :][: last_step - training.step]
+    remaining = training.draw_epoch(batch_size)
+    remaining = remaining[training.offset :][: last_step - training.step]
     models.train_mode(training.model)
-    for images, targets in data.training_batches(split, geometry, remaining, workers, training.device.type == "cuda"):
+    pinned = training.device.type == "cuda"
+    batches = data.training_batches(split, geometry, remaining, workers, pinned, training.sampling.outliers)
+    for images, targets in batches:
         result = train_step(training, criterion, images, targets)
         training.step += 1
         training.offset += 1

@@ -18,6 +18,7 @@ import metrics
 from flags import UserError
 
 STRIP_BYTES = 16 << 20  # of full-size logits held at once
+FEATURE_MAPS = {"similarity": "features", "mahalanobis": "backbone"}  # which of the model's maps a score reads
 
 
 def add_prediction_flags(parser):
@@ -73,7 +74,8 @@ class Predictor:
     """A network with all that is needed to ask it about a picture. num_classes: without void and anomaly.
 
     flip: also ask about the mirror image; scales: the factors by which the network's input is resized; window: height
-    and width of the windows that slide over each of these, None: each is seen whole.
+    and width of the windows that slide over each of these, None: each is seen whole. statistics: what some anomaly
+    scores need beside the answer (`anomaly.ScoreStatistics.finish`), {} without.
     """
 
     model: torch.nn.Module
@@ -84,24 +86,58 @@ class Predictor:
     flip: bool = False
     scales: tuple = (1.0,)
     window: list | None = None
+    statistics: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.model.to(self.device, memory_format=torch.channels_last)
         self.normalise.to(self.device)
 
-    @torch.inference_mode()
-    def logits(self, images):
-        """images (N, h, w, 3) uint8 at the network's size -> (N, C, h, w) float32, in evaluation mode, no autocast.
+    def scores(self):
+        """Names of the anomaly scores that this model and its statistics allow, in `anomaly.NAMES`' order."""
+        distances = getattr(self.model, "centres", None) is not None
+        known = {*anomaly.SCORES, *(anomaly.DISTANCE_SCORES if distances else ())}
+        known |= {"residual"} if hasattr(self.model, "residual_head") else set()
+        known |= {"sml"} if "max_logit" in self.statistics else set()
+        known |= anomaly.FEATURE_SCORES & self.statistics.keys()
+        return [name for name in anomaly.NAMES if name in known]
 
-        The plain mean over flips and scales of logits, not of probabilities: anomaly scores are made of logits. Each
-        scale's logits are brought to (h, w) first.
+    def logits(self, images):
+        """images (N, h, w, 3) uint8 at the network's size -> (N, C, h, w) float32: `answer`'s "out" alone."""
+        return self.answer(images)["out"]
+
+    @torch.inference_mode()
+    def answer(self, images, scores=()):
+        """What the network says of images (N, h, w, 3) uint8 at its size, in evaluation mode, no autocast.
+
+        {"out": logits (N, C, h, w); "open": what anomalies are judged by, with a residual head, the same shape;
+        "similarity" and "mahalanobis", where `scores` names them: (N, 1, rows, columns) of the map they read}, float32.
+        Logits are the plain mean over flips and scales of logits, not of probabilities: anomaly scores are made of
+        logits. Each scale's are brought to (h, w) first. The scores from features see the image as it is.
         """
         images = self._normalised(images)
+        plain = not self.flip and self.scales == (1.0,) and self.window is None
+        wanted = [name for name in FEATURE_MAPS if name in scores]
+        outputs = self.model(images) if plain or wanted else {}
+        logits = stack_logits(outputs) if plain else self._views(images)
+        answer = {"out": logits[:, : self.num_classes]}
+        if logits.shape[1] > self.num_classes:
+            answer["open"] = logits[:, self.num_classes :]
+        for name in wanted:
+            score = anomaly.FEATURES[name](outputs[FEATURE_MAPS[name]].float(), self.statistics[name])
+            answer[name] = score[:, None]
+        return answer
+
+    @torch.inference_mode()
+    def maps(self, images):
+        """The model's outputs for images (N, h, w, 3) uint8, seen as they are."""
+        return self.model(self._normalised(images))
+
+    def _views(self, images):
+        """The mean over flips, scales and windows of the stacked logits."""
         total = self._at_scale(images, self.scales[0])
         for scale in self.scales[1:]:
             total = total + self._at_scale(images, scale)
-        views = len(self.scales) * (2 if self.flip else 1)
-        return total / views if views > 1 else total
+        return total / (len(self.scales) * (2 if self.flip else 1))
 
     @torch.inference_mode()
     def features(self, images):
@@ -130,22 +166,31 @@ class Predictor:
         return F.interpolate(logits, size, mode="bilinear", align_corners=False) if scale != 1 else logits
 
     def _windows(self, images):
-        """The network's float32 logits; with a window, the mean of all windows that see a pixel, one place at a time.
+        """The network's stacked logits; with a window, the mean of all windows that see a pixel, one place at a time.
 
         A side shorter than the window is seen whole.
         """
         if self.window is None:
-            return self.model(images)["out"].float()
+            return stack_logits(self.model(images))
         sides = images.shape[2:]
         rows, columns = (min(window, side) for window, side in zip(self.window, sides, strict=True))
-        total = images.new_zeros(len(images), self.num_classes, *sides)
+        total = 0  # (N, C or 2 C, h, w) from the first window on
         times = images.new_zeros(sides)  # how many windows have seen the pixel
         for top in window_starts(sides[0], rows):
             for left in window_starts(sides[1], columns):
                 part = (..., slice(top, top + rows), slice(left, left + columns))
-                total[part] += self.model(images[part])["out"].float()
+                found = stack_logits(self.model(images[part]))
+                if not torch.is_tensor(total):
+                    total = found.new_zeros(*found.shape[:2], *sides)
+                total[part] += found
                 times[part] += 1
         return total.div_(times)
+
+
+def stack_logits(outputs):
+    """A model's float32 logits (N, C, h, w), those of a residual head under them: (N, 2 C, h, w)."""
+    logits = outputs["out"].float()
+    return torch.cat([logits, outputs["open"].float()], dim=1) if "open" in outputs else logits
 
 
 def window_starts(length, window):
@@ -222,26 +267,41 @@ class Prediction:
     pixels: int = 0
 
 
-def predict(logits, size, target=None, scores=()):
-    """One image's logits (C, h, w) float32 -> its Prediction at `size`.
+def predict(answer, size, target=None, scores=(), statistics=None):
+    """One image's answer {"out": (C, h, w) float32 logits, …} -> its Prediction at `size`.
 
-    target: (H, W) uint8 for the loss, or None; scores: names of anomaly.SCORES to compute.
+    answer: one image's part of `Predictor.answer`. target: (H, W) uint8 for the loss, or None; scores: names of anomaly
+    scores to compute; statistics: the Predictor's.
     """
-    labels, confidence = torch.empty(size, dtype=torch.uint8), torch.empty(size)
+    labels, confidence, tops = torch.empty(size, dtype=torch.uint8), torch.empty(size), torch.empty(size)
+    statistics = statistics or {}
     maps = {name: torch.empty(size) for name in scores}
+    pointwise = {name: f for name in scores if (f := anomaly.of_logits(name, statistics.get("centres")))}
     nll, pixels = 0.0, 0
-    for rows, strip in strips(logits, size):
+    for rows, strip in strips(answer["out"], size):
         top, best = strip.max(dim=0)
         total = strip.logsumexp(dim=0)
         labels[rows], confidence[rows] = best.to("cpu", torch.uint8), (top - total).exp().cpu()
-        for name, score in maps.items():
-            score[rows] = anomaly.SCORES[name](strip[None])[0].cpu()
+        tops[rows] = top.cpu()
+        for name, score in pointwise.items():
+            maps[name][rows] = score(strip[None])[0].cpu()
         if target is not None:
             wanted = target[rows].to(strip.device).long()
             known = wanted < len(strip)
             chosen = strip.gather(0, wanted.where(known, 0)[None])[0]
             nll += float((total - chosen)[known].double().sum())
             pixels += int(known.sum())
+    for name in (name for name in scores if name not in pointwise):
+        if name == "residual":
+            for rows, strip in strips(answer["open"], size):
+                maps[name][rows] = anomaly.energy(strip[None])[0].cpu()
+        elif name in anomaly.FEATURE_SCORES:
+            for rows, strip in strips(answer[name], size):
+                maps[name][rows] = strip[0].cpu()
+        else:
+            spread = statistics["max_logit"]
+            parts = anomaly.sml_parts(name)
+            maps[name] = anomaly.sml(tops[None], labels[None], spread["mean"], spread["std"], parts)[0]
     return Prediction(labels, confidence, maps, nll, pixels)
 
 
@@ -260,6 +320,10 @@ class Totals:
     calibration: metrics.Calibration = field(default_factory=metrics.Calibration)
     histograms: dict = field(default_factory=dict)
     image_scores: dict = field(default_factory=dict)  # score -> {index: dict of exact per-image figures}
+    image_histograms: dict = field(default_factory=dict)  # score -> coarse ones, for the intervals
+    alarms: dict = field(default_factory=dict)  # score -> threshold at and above which a pixel is called an anomaly
+    raised: dict = field(default_factory=dict)  # score -> (2,) int64, alarms on normal and on anomalous pixels
+    open_set: dict = field(default_factory=dict)  # score -> (C + 1, C + 1) confusion where an alarm is class C
 
     def __post_init__(self):
         shape = (self.num_classes, self.num_classes)
@@ -285,11 +349,27 @@ class Totals:
         self.calibration.update(found.confidence[known], (found.labels == target)[known])
         judged = target != data.VOID
         positives = (target == self.num_classes)[judged]
+        both = bool(positives.any()) and not bool(positives.all())
         for name, score in found.scores.items():
-            self.histograms.setdefault(name, metrics.ScoreHistogram()).update(score[judged], positives)
-            exact = metrics.image_anomaly_scores(score[judged], positives)
-            if exact is not None:
-                self.image_scores.setdefault(name, {})[index] = exact
+            values = score[judged]
+            try:
+                self.histograms.setdefault(name, metrics.ScoreHistogram()).update(values, positives)
+            except ValueError as error:  # not finite
+                raise ValueError(f"score {name} of image {index}: {error}") from None
+            self.image_histograms.setdefault(name, metrics.ImageHistograms()).update(index, values, positives)
+            if both:
+                self.image_scores.setdefault(name, {})[index] = metrics.image_anomaly_scores(values, positives)
+            if name in self.alarms:
+                self.add_alarms(name, target, found.labels, score >= self.alarms[name])
+
+    def add_alarms(self, name, target, labels, alarm):
+        """Count the pixels of one image at which a score raises the alarm: alarm (H, W) bool."""
+        normal = (target != data.VOID) & (target != self.num_classes)
+        raised = torch.stack([alarm[normal].sum(), alarm[target == self.num_classes].sum()])
+        predictions = torch.where(alarm, self.num_classes, labels)
+        confusion = metrics.confusion_matrix(predictions, target, self.num_classes + 1)
+        self.raised[name] = self.raised.get(name, 0) + raised
+        self.open_set[name] = self.open_set.get(name, 0) + confusion
 
     def merge(self, other):
         """Add another part's counts."""
@@ -305,6 +385,11 @@ class Totals:
             self.histograms.setdefault(name, metrics.ScoreHistogram()).merge(histogram)
         for name, rows in other.image_scores.items():
             self.image_scores.setdefault(name, {}).update(rows)
+        for name, histograms in other.image_histograms.items():
+            self.image_histograms.setdefault(name, metrics.ImageHistograms()).merge(histograms)
+        for mine, theirs in ((self.raised, other.raised), (self.open_set, other.open_set)):
+            for name, counts in theirs.items():
+                mine[name] = mine.get(name, 0) + counts
 
     def scores(self):
         """metrics.segmentation_scores of the whole."""
@@ -324,28 +409,44 @@ class Totals:
         return {i: nats / n for i, (nats, n) in self.nll.items() if n}
 
 
-def evaluate(
-    predictor, split, *, batch_size=8, workers=0, layout_map=None, scores=None, indices=None, observe=None, change=None
-):
+def predict_image(predictor, image, size, scores=()):
+    """The Prediction of one PIL image at `size` (H, W)."""
+    answer = predictor.answer(predictor.geometry.resize(image)[None], scores)
+    return predict({name: values[0] for name, values in answer.items()}, size, None, scores, predictor.statistics)
+
+
+def predictions(predictor, split, *, batch_size=8, workers=0, indices=None, scores=(), losses=False, change=None):
+    """Predict a split, image by image: yields (index, target (H, W) uint8, its Prediction).
+
+    indices: the images to take, None for all. scores: anomaly scores to compute. losses: compute the loss, too.
+    change(images (N, h, w, 3) uint8, targets, indices): replaces what enters the network (noise, other images); targets
+    are the list of N (H, W) uint8 ones.
+    """
+    pinned = predictor.device.type == "cuda"
+    for numbers, images, targets in data.evaluation_batches(
+        split, predictor.geometry, batch_size, workers, pinned, indices
+    ):
+        answer = predictor.answer(change(images, targets, numbers) if change else images, scores)
+        for place, (index, target) in enumerate(zip(numbers, targets, strict=True)):
+            one = {name: values[place] for name, values in answer.items()}
+            wanted = target if losses else None
+            yield index, target, predict(one, tuple(target.shape), wanted, scores, predictor.statistics)
+
+
+def evaluate(predictor, split, *, layout_map=None, scores=None, alarms=None, observe=None, **options):
     """Predict a split and count.
 
     scores: anomaly scores to compute, in which case boundaries and calibration are counted too; None: the confusion and
-    loss only. indices: the images to take, None for all. observe(done, totals, index, target, prediction): called after
-    each image. change(images (N, h, w, 3) uint8, targets, indices): replaces what enters the network (noise, other
-    images); targets are the list of N (H, W) uint8 ones.
+    loss only. alarms: {score: threshold}, to count what they raise. observe(done, totals, index, target, prediction):
+    called after each image. options: `predictions`' batch_size, workers, indices, change.
     """
-    totals = Totals(predictor.num_classes)
-    pinned = predictor.device.type == "cuda"
-    batches = data.evaluation_batches(split, predictor.geometry, batch_size, workers, pinned, indices)
-    for numbers, images, targets in batches:
-        logits = predictor.logits(change(images, targets, numbers) if change else images)
-        for index, target, one in zip(numbers, targets, logits, strict=True):
-            found = predict(one, tuple(target.shape), target, scores or ())
-            totals.add(index, target, found, layout_map)
-            if scores is not None:
-                totals.add_details(index, target, found)
-            if observe:
-                observe(len(totals.images), totals, index, target, found)
+    totals = Totals(predictor.num_classes, alarms=alarms or {})
+    for index, target, found in predictions(predictor, split, scores=scores or (), losses=True, **options):
+        totals.add(index, target, found, layout_map)
+        if scores is not None:
+            totals.add_details(index, target, found)
+        if observe:
+            observe(len(totals.images), totals, index, target, found)
     return totals
 
 
@@ -355,7 +456,10 @@ def load_predictor(path, device):
     about = content["data"]
     normalise = data.Normalise(about["mean"], about["std"])
     geometry = data.Geometry(**about["geometry"])
-    return Predictor(model, len(about["classes"]), geometry, device, normalise), content
+    statistics = dict(about.get("statistics") or {})
+    if model.centres is not None:
+        statistics["centres"] = model.centres.places.detach()
+    return Predictor(model, len(about["classes"]), geometry, device, normalise, statistics=statistics), content
 
 
 def check_classes(spec, content):

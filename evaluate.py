@@ -4,6 +4,7 @@
     python evaluate.py --ckpt best.pth --split val --json val.json   another split, the numbers to a file of your choice
     python evaluate.py --ckpt best.pth --tta flip --scales 0.75,1,1.25   averaged over six views of each image
     python evaluate.py --ckpt best.pth --features                    also what each stage of the network sees
+    python evaluate.py --ckpt best.pth --dataset road_anomaly --data-dir DIR   anomalies of another set
 
 Every figure is a fraction. mIoU stands beside the layout floor: what a predictor gets that never opens the image.
 """
@@ -16,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import anomaly
 import data
 import data_audit
 import engine
+import evaluate_anomaly
 import flags
 import metrics
 import report
@@ -33,24 +34,46 @@ def build_parser():
     parser = flags.Parser(__doc__)
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="the data set; empty: the one of the run")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data lies; empty: where the run found it")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go; empty: OUT/evaluation.json")
-    parser.add_argument("--out", metavar="DIR", help="folder for report and pictures; empty: the checkpoint's own")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for report and pictures; empty: the checkpoint's own, for another set DATASET below it",
+    )
     parser.add_argument("--panels", type=flags.natural, default=6, help="pictures from worst to best; 0: none")
     parser.add_argument("--features", action="store_true", help="pictures and figures of each stage's maps; off: none")
     parser.add_argument("--limit", type=flags.natural, default=0, help="first N images; 0: all")
     parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="images at once")
     parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+    evaluate_anomaly.add_anomaly_flags(parser)
     engine.add_prediction_flags(parser)
     return parser
 
 
+def is_other_set(args, content):
+    """Whether --dataset names another set than the checkpoint's own."""
+    return args.dataset not in (None, content["data"]["dataset"])
+
+
 def open_split(args, content):
-    """The split to evaluate, from the checkpoint's own data set."""
-    config = content["config"]
-    where = Namespace(dataset=content["data"]["dataset"], data_dir=args.data_dir or config["data_dir"])
+    """The split to evaluate: of the checkpoint's own data set, or of --dataset.
+
+    A set that labels anomalies and nothing else is seen with the checkpoint's classes.
+    """
+    about, config = content["data"], content["config"]
+    if is_other_set(args, content):
+        where = Namespace(dataset=args.dataset, data_dir=args.data_dir, anomaly_classes="")
+    else:
+        held_out = config.get("anomaly_classes", "")
+        where = Namespace(
+            dataset=about["dataset"], data_dir=args.data_dir or config["data_dir"], anomaly_classes=held_out
+        )
     spec, root = engine.open_dataset(where)
+    if not spec.classes:
+        spec = data.adopt_classes(spec, about["classes"], [tuple(colour) for colour in about["palette"]])
     engine.check_classes(spec, content)
     return data.open_split(spec, root, args.split, args.limit)
 
@@ -113,33 +136,12 @@ def summarise(totals, split, content, predictor):
         "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
         "confusion": totals.confusion.tolist(),
         "confusions": name_confusions(totals.confusion, classes),
-        "anomaly": summarise_anomaly(totals),
-        "protocol": protocol(split, content, predictor),
+        **evaluate_anomaly.summarise(totals, classes),
+        "protocol": protocol(split, content, predictor, totals.alarms),
     }
 
 
-def summarise_anomaly(totals):
-    """{score: figures} over the set and averaged over images; empty where the split holds no anomaly."""
-    result = {}
-    for name, histogram in totals.histograms.items():
-        (aupr, aupr_error), (auroc, auroc_error) = histogram.aupr(), histogram.auroc()
-        if aupr is None:
-            continue
-        rows = list(totals.image_scores.get(name, {}).values())  # images that hold both kinds of pixel
-        keys = ("aupr", "auroc", "fpr95")
-        means = {key: float(np.mean([row[key] for row in rows])) if rows else None for key in keys}
-        result[name] = {
-            "aupr": aupr,
-            "aupr_error": aupr_error,
-            "auroc": auroc,
-            "auroc_error": auroc_error,
-            "fpr95": histogram.fpr95(),
-            "per_image": {**means, "images": len(rows)},
-        }
-    return result
-
-
-def protocol(split, content, predictor):
+def protocol(split, content, predictor, alarms=()):
     """How the figures were made, in words, so that they can be compared with others'."""
     geometry = content["data"]["geometry"]
     crop = geometry["crop"]
@@ -152,6 +154,8 @@ def protocol(split, content, predictor):
         "target_size": "own; logits resized bilinearly",
         "void": "left out",
         "anomaly": "left out of every known-class figure; positive in the anomaly figures",
+        "held_out": content["config"].get("anomaly_classes", "") or None,
+        **(evaluate_anomaly.protocol(alarms) if split.spec.anomaly else {}),
         "absent_classes": "null, not averaged",
         "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
         "boundary": "2 % of the image diagonal",
@@ -181,8 +185,7 @@ def write_panels(folder, predictor, split, chosen, palette):
     pictures = []
     for number, (index, miou, rank) in enumerate(chosen):
         image, target = split.read(index)
-        logits = predictor.logits(predictor.geometry.resize(image)[None])[0]
-        found = engine.predict(logits, target.shape, scores=["maxlogit"] if split.spec.anomaly else [])
+        found = engine.predict_image(predictor, image, target.shape)
         caption = f"{split.file(index)}: mIoU {miou:.3f} ({rank})"
         picture = report.panel(
             np.asarray(image),
@@ -196,10 +199,6 @@ def write_panels(folder, predictor, split, chosen, palette):
         path = folder / f"panel-{number + 1}.png"
         report.save_picture(picture, path)
         pictures.append((caption, path))
-        for name, score in found.scores.items():
-            path = folder / f"{name}-{number + 1}.png"
-            report.save_picture(report.heat_map(score.numpy()), path)
-            pictures.append((f"{split.file(index)}: {name}, larger is more anomalous", path))
     return pictures
 
 
@@ -253,12 +252,8 @@ def print_summary(result, split):
     worst = [f"{row['file']} {row['miou']:.3f}" for row in result["worst_images"][:3]]
     if worst:
         print(f"worst images by mIoU: {', '.join(worst)}")
-    for name, row in result["anomaly"].items():
-        mean = row["per_image"]
-        print(
-            f"{name}: AUPR {row['aupr']:.4f} ± {row['aupr_error']:.1g}, AUROC {row['auroc']:.4f}, FPR95 "
-            f"{row['fpr95']:.4f}; per image AUPR {shown(mean['aupr'])} over {mean['images']} images"
-        )
+    if result["anomaly"]:
+        print(report.anomaly_table(result["anomaly"], result["anomaly_share"]))
 
 
 def shown(value):
@@ -266,7 +261,7 @@ def shown(value):
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def compute(args, predictor, content, split):
+def compute(args, predictor, content, split, scores):
     """Totals of the split, with a line of progress."""
     progress = report.Progress(len(split), f"evaluate {split.name}", "images")
     totals = engine.evaluate(
@@ -275,7 +270,8 @@ def compute(args, predictor, content, split):
         batch_size=args.batch_size,
         workers=args.workers,
         layout_map=engine.layout_map_of(content),
-        scores=list(anomaly.SCORES) if split.spec.anomaly else [],
+        scores=scores,
+        alarms=evaluate_anomaly.thresholds(content),
         observe=lambda done, *_: progress.update(done),
     )
     progress.close()
@@ -297,9 +293,13 @@ def main():
     engine.apply_prediction_flags(predictor, args)
     split = open_split(args, content)
     check_files(split)
-    totals = compute(args, predictor, content, split)
+    scores = evaluate_anomaly.choose_scores(args, predictor, split)
+    totals = compute(args, predictor, content, split, scores)
     result = summarise(totals, split, content, predictor)
-    out = Path(args.out or Path(args.ckpt).parent)
+    if args.components and result["anomaly"]:
+        evaluate_anomaly.add_components(result, args, predictor, split)
+    own = Path(args.ckpt).parent
+    out = Path(args.out or (own / args.dataset if is_other_set(args, content) else own))
     report.write_json(args.json or out / "evaluation.json", result)
     print_summary(result, split)
     palette = [tuple(colour) for colour in content["data"]["palette"]]
@@ -309,6 +309,11 @@ def main():
         some = [index for index, *_ in chosen] or list(range(min(FEATURE_IMAGES, len(split))))
         features = write_features(out, predictor, split, some)
         print(report.feature_table(features["stages"]))
+    pictures = write_panels(out / "pictures", predictor, split, chosen, palette)
+    if result["anomaly"] and args.panels:
+        pictures += evaluate_anomaly.write_panels(
+            out / "pictures", predictor, split, totals, result["anomaly"], args.panels, palette
+        )
     diagnosis = out / "diagnosis.json"
     report.write_report(
         out / "report.html",
@@ -316,7 +321,7 @@ def main():
         config=content["config"],
         evaluation=result,
         log=read_log(Path(args.ckpt).parent),
-        pictures=write_panels(out / "pictures", predictor, split, chosen, palette),
+        pictures=pictures,
         diagnosis=json.loads(diagnosis.read_text()) if diagnosis.is_file() else None,
         palette=palette,
         confusion=write_confusion(out / "pictures", totals, content["data"]["classes"]),

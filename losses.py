@@ -3,7 +3,8 @@
 A criterion calls the model itself, since some losses need more than one pass, and returns its terms as totals; what
 each total is divided by comes from the targets alone. The division happens once, over the whole step, all parts of a
 batch and all processes together. So a batch of nothing but void is a zero, not a NaN, and splitting a batch does not
-change the loss. The losses themselves are in `losses_pixel`, `losses_region` and `losses_robust`.
+change the loss. The losses themselves are in `losses_pixel`, `losses_region`, `losses_robust` and
+`losses_outlier`.
 """
 
 import json
@@ -14,6 +15,7 @@ from torch import nn
 
 import flags
 from flags import UserError
+from losses_outlier import centre_distance, known_energy, outlier_energy, outlier_entropy, outlier_pixels
 from losses_pixel import cross_entropy, focal, labelled_images, ohem, sum_of_weights
 from losses_region import dice, lovasz
 from losses_robust import (
@@ -39,7 +41,13 @@ LOSSES = {
     "consistency": [0.05, 0.1],
     "contrastive": [0.1, 0.1],
     "spatial": [0.1],
+    "outlier-energy": [0.05, 0.0],
+    "known-energy": [0.01, 8.0],
+    "outlier-entropy": [0.5],
+    "centre": [0.01],
 }
+OUTLIER_TERMS = {"outlier-energy", "outlier-entropy"}  # what reads pasted pixels
+DEFAULT_OUTLIER_TERMS = ("outlier-energy", "known-energy")
 TEACHING = {"ce", "focal", "ohem", "dice", "lovasz", "noisy"}  # without one of these the classifier learns nothing
 PARAMETERS = {  # {term: (name, lowest, highest)}
     "focal": ("gamma", 0, 10),
@@ -47,6 +55,8 @@ PARAMETERS = {  # {term: (name, lowest, highest)}
     "noisy": ("sigma", 0, 10),
     "consistency": ("sigma", 0, 10),
     "contrastive": ("temperature", 0.01, 10),
+    "outlier-energy": ("level", -100, 100),
+    "known-energy": ("level", -100, 100),
 }
 PURPOSES = {
     "ce": "cross-entropy, the plain loss",
@@ -58,6 +68,10 @@ PURPOSES = {
     "consistency": "same answer with and without that noise (KL, mean over pixels)",
     "contrastive": "features of one class alike, of different classes apart",
     "spatial": "edges of the prediction only where the image has edges",
+    "outlier-energy": "log-sum-exp of the logits below level on pasted pixels (--outliers)",
+    "known-energy": "above level on known pixels",
+    "outlier-entropy": "all classes equally likely on pasted pixels (--outliers)",
+    "centre": "small distance to the own class's centre (models with centres=fixed or learnt)",
 }
 
 
@@ -86,7 +100,7 @@ def _listing():
     for name, default in LOSSES.items():
         limits = " ({} {:g} to {:g})".format(*PARAMETERS[name]) if name in PARAMETERS else ""
         written = f"{name}={':'.join(f'{value:g}' for value in default)}"
-        lines.append(f"  {written:<22}{PURPOSES[name]}{limits}")
+        lines.append(f"  {written:<23}{PURPOSES[name]}{limits}")
     return "\n".join(lines)
 
 
@@ -111,6 +125,22 @@ def parse_loss(text):
         raise UserError(what, "--loss", "they share one noise: give it once")
     for name in shared:
         terms[name][1:] = sigmas or LOSSES[name][1:]
+    return terms
+
+
+def choose_terms(text, outliers):
+    """The terms that --loss and --outliers describe together: those written, and where none of them reads pasted pixels
+    though there are some, DEFAULT_OUTLIER_TERMS.
+
+    Raises UserError as `parse_loss` does, and for a term about pasted pixels where nothing is pasted.
+    """
+    terms = parse_loss(text)
+    reading = OUTLIER_TERMS & terms.keys()
+    if outliers == "none" and reading:
+        what = f"term {min(reading)!r} without pasted pixels"
+        raise UserError(what, "--loss", "add --outliers DIR or --outliers noise-shapes")
+    if outliers != "none" and not reading:
+        terms |= {name: list(LOSSES[name]) for name in DEFAULT_OUTLIER_TERMS if name not in terms}
     return terms
 
 
@@ -169,6 +199,10 @@ class Criterion(nn.Module):
                 return contrastive_anchors(targets, self.num_classes)
             case "spatial":
                 return spatial_places(targets, self.num_classes)
+            case "outlier-energy" | "outlier-entropy":
+                return outlier_pixels(targets, self.num_classes)
+            case "known-energy" | "centre":
+                return sum_of_weights(targets, self.num_classes)
             case "properties":
                 return torch.full((), float(len(targets)), device=targets.device)
             case _:
@@ -215,6 +249,16 @@ class Criterion(nn.Module):
                 return contrastive(outputs["features"], targets, self.num_classes, *own)
             case "spatial":
                 return spatial(logits, images, targets)
+            case "centre":
+                return centre_distance(logits, targets)
+        open_logits = outputs.get("open", logits)  # with a residual head the classifier itself learns no outlier
+        match name:
+            case "outlier-energy":
+                return outlier_energy(open_logits, targets, *own)
+            case "known-energy":
+                return known_energy(open_logits, targets, *own)
+            case "outlier-entropy":
+                return outlier_entropy(open_logits, targets)
         raise ValueError(f"unknown term {name!r}")
 
     def _auxiliary(self, name, output, images, targets):
@@ -236,7 +280,7 @@ class Criterion(nn.Module):
         if self.class_weights is None:
             return targets
         dropped = (self.class_weights == 0)[targets.long().clamp(max=self.num_classes - 1)]
-        return targets.masked_fill(dropped, VOID)
+        return targets.masked_fill(dropped & (targets < self.num_classes), VOID)  # pasted pixels stay
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Everything is counted in integers, image by image or batch by batch, and divided once at the end, so that any order,
 batching or sharding gives the same figures. A figure that is not defined is None, never NaN and never 0.
 Targets hold train ids 0..num_classes-1; every other value (255 void, anomalies) is dropped.
-Scores of anomalies are in metrics_scores.py, boundaries in metrics_boundary.py; both are reached from here.
+Scores of anomalies are in metrics_scores.py and metrics_bootstrap.py, whole objects in metrics_components.py,
+boundaries in metrics_boundary.py; all are reached from here.
 """
 
 from typing import NamedTuple
@@ -11,12 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from metrics_bootstrap import ImageHistograms
 from metrics_boundary import boundary_counts, boundary_f1, boundary_f1_counts, boundary_iou
+from metrics_components import ComponentScores, component_counts, label_components
 from metrics_scores import ScoreHistogram, image_anomaly_scores
 
 __all__ = [
     "Calibration",
+    "ComponentScores",
     "GRID",
+    "ImageHistograms",
     "Layout",
     "ScoreHistogram",
     "boundary_counts",
@@ -24,10 +29,12 @@ __all__ = [
     "boundary_f1_counts",
     "boundary_iou",
     "class_prior",
+    "component_counts",
     "confusion_matrix",
     "fit_layout",
     "image_anomaly_scores",
     "image_counts",
+    "label_components",
     "largest_confusions",
     "layout_distribution",
     "layout_map",

@@ -5,6 +5,10 @@ set and bounds its own error; `image_anomaly_scores` is exact for one image. Bot
 nothing is squashed, clipped or rounded on the way.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -13,7 +17,10 @@ MAX_PAGES = 1024  # 25 MB of bins, with the page table 34 MB; more pages would b
 MANTISSA_BITS = 11  # kept whatever happens: all floats together then fill 1020 pages, so MAX_PAGES always suffices
 EXACT = 150  # the resolution at which each float32 has a bin of its own
 COARSEST = MANTISSA_BITS - 127  # the one at which all have no more than MANTISSA_BITS
-CPU_CHUNK = 1 << 15  # stays in the cache, and below the size at which torch starts threads for so little work
+CPU_CHUNK = 1 << 21  # scores sorted at once, 8 MB: the more, the fewer bins are touched
+CPU_BLOCK = 1 << 16  # of them counted at once: stays in the cache
+CPU_BINS = 1 << 15  # added at once: below the size at which torch starts threads for so little work
+THREADS = 2  # that sort at the same time; only one of them adds to the bins
 CUDA_CHUNK = 1 << 22
 NO_LOW, NO_HIGH = 2**31 - 1, -(2**31)  # smallest and largest key of an empty bin
 
@@ -29,10 +36,54 @@ def _check(scores, positives):
     return scores.detach().reshape(-1), positives.reshape(-1)
 
 
+def _check_rate(rate):
+    if not 0 <= rate <= 1:
+        raise ValueError(f"a rate lies in 0..1, got {rate}")
+
+
 def _order_keys(scores):
     """int32 in the order of the float32 scores: their bits, those of negative ones turned round; -0.0 equals 0.0."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    return _turned((scores + 0.0).view(torch.int32))  # + 0.0 turns -0.0 into 0.0
+
+
+def _sorted_keys(scores):
+    """The order keys of (N,) numpy scores, ascending, made where the scores were."""
+    scores += 0.0
+    scores.sort()
+    keys = scores.view(np.int32)
+    keys[: np.searchsorted(scores, np.float32(0))] ^= 0x7FFFFFFF
+    return keys
+
+
+def _turned(bits):
+    """From bits to keys, and from keys to bits: int32, torch or numpy."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _as_scores(keys):
+    """The float32 scores of numpy int32 keys."""
+    return _turned(keys).view(np.float32)
+
+
+def _sorted(values):
+    """(N,) integers, ascending. On the CPU by numpy, whose vectorised sort takes a tenth of the time of torch's."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
+
+
+def _runs(keys, shifts):
+    """The bins of ascending keys (N,) int32: low, high (K,) int32 keys, count (K,) int32. All numpy, N at least 1.
+
+    shifts: as of _bin_shifts.
+    """
+    changes = np.flatnonzero(np.diff(shifts)) + 1  # exponents at which the width of the bins changes
+    ends = np.searchsorted(keys, ((changes - 256) << 23).astype(np.int32))
+    masks = np.int32(-1) << shifts[np.append(0, changes)]
+    bins = np.empty_like(keys)  # the first key of each key's bin
+    for part, found, mask in zip(np.split(keys, ends), np.split(bins, ends), masks, strict=True):
+        np.bitwise_and(part, mask, out=found)
+    last = np.append(np.flatnonzero(bins[1:] != bins[:-1]), keys.size - 1)
+    first = np.append(0, last[:-1] + 1)
+    return keys[first], keys[last], last - first + 1
 
 
 def _bin_shifts(resolution, device):
@@ -60,6 +111,22 @@ def _distinct(keys):
     return torch.from_numpy(np.unique(keys.cpu().numpy())).to(keys.device)  # torch's own starts threads for a handful
 
 
+class _Ranked(NamedTuple):
+    """The bins that hold a score, from the highest down: (K,) numpy."""
+
+    low: np.ndarray  # int32 keys of the smallest and the largest score
+    high: np.ndarray
+    fp: np.ndarray  # float64 negatives and positives above the bin
+    tp: np.ndarray
+    n: np.ndarray  # float64 negatives and positives in it
+    p: np.ndarray
+
+    @property
+    def single(self):
+        """(K,) bool: bins with one distinct score."""
+        return self.low == self.high
+
+
 class ScoreHistogram:
     """Streaming, mergeable histogram of anomaly scores that knows how far its figures can be from the exact ones.
 
@@ -68,7 +135,8 @@ class ScoreHistogram:
     2**-11 of the score's magnitude. They lie in pages made on demand; the resolution starts exact and drops, for all
     bins at once, when the pages would not fit. It is therefore the finest at which the scores seen so far fit, in
     whatever order, batches or shards they came: merging equals counting everything in one place.
-    Memory: at most 34 MB, besides what one chunk needs. The bins live on the device of the first scores.
+    Memory: at most 34 MB, while counting 12 MB more for each of at most two threads; a figure needs up to 80 MB for a
+    moment. The bins live on the device of the first scores.
     """
 
     def __init__(self):
@@ -94,16 +162,44 @@ class ScoreHistogram:
         if not self._first.numel():
             self._clear(scores.device)
         scores, positives = scores.to(self._low.device), positives.to(self._low.device)
-        size = CUDA_CHUNK if scores.is_cuda else CPU_CHUNK
-        ones = torch.ones(min(size, scores.numel()), dtype=torch.int64, device=scores.device)
-        for start in range(0, scores.numel(), size):
-            keys = _order_keys(scores[start : start + size])
-            slots = self._slots(keys)
-            self._low.scatter_reduce_(0, slots, keys, "amin")
-            self._high.scatter_reduce_(0, slots, keys, "amax")
-            self._pixels.scatter_add_(0, slots, ones[: slots.numel()])
-            slots = slots[positives[start : start + size]]
-            self._positives.scatter_add_(0, slots, ones[: slots.numel()])
+        if scores.device.type == "cpu":
+            self._count(scores.numpy(), positives.numpy())
+            return
+        for part, truth in zip(scores.split(CUDA_CHUNK), positives.split(CUDA_CHUNK), strict=True):
+            keys = _order_keys(part)
+            self._insert(keys, keys, torch.ones_like(keys), truth)
+
+    def _count(self, scores, positives):
+        """Count (N,) numpy scores and positives, in several threads where torch may use them: same contents, sooner.
+
+        They are sorted first: a bin then costs one access whatever the number of its pixels, and one access lies next
+        to the other.
+        """
+        lock = threading.Lock()
+        starts = range(0, scores.size, CPU_CHUNK)
+        threads = max(1, min(THREADS, torch.get_num_threads(), len(starts)))
+
+        def work(thread):
+            for start in starts[thread::threads]:
+                chosen = slice(start, start + CPU_CHUNK)
+                self._count_sorted(_sorted_keys(scores[chosen].copy()), False, lock)
+                self._count_sorted(_sorted_keys(scores[chosen][positives[chosen]]), True, lock)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            others = [pool.submit(work, thread) for thread in range(1, threads)]
+            work(0)
+            for other in others:
+                other.result()  # raises what went wrong there
+
+    def _count_sorted(self, keys, positive, lock):
+        """Count ascending keys (N,) int32 numpy as pixels, or for the second time as positive ones."""
+        coming = torch.from_numpy(keys[::64])
+        for start in range(0, keys.size, CPU_BLOCK):
+            # Another thread may drop the resolution meanwhile: bins that are too fine lie whole in wider ones.
+            runs = _runs(keys[start : start + CPU_BLOCK], self._shifts.numpy())
+            low, high, count = map(torch.from_numpy, runs)
+            with lock:
+                self._insert(low, high, *((torch.zeros_like(count), count) if positive else (count,)), coming=coming)
 
     def merge(self, other):
         """Add what another histogram counted; it stays as it is."""
@@ -135,16 +231,18 @@ class ScoreHistogram:
         several distinct scores the order is unknown. Best: all its positives tie above all its negatives. Worst: they
         come singly below them. The value is the middle of the two sums, the bound half their distance.
         """
-        if not (self.positives and self.negatives):
+        ranked = self._ranked()
+        if ranked is None:
             return None, None
-        single, before, n, p = self._ranked()
-        fp, tp = before
+        total = ranked.p.sum()
+        holds = ranked.p > 0  # the others add nothing
+        single, fp, tp, n, p = (column[holds] for column in (ranked.single, *ranked[2:]))
         tied = p * (tp + p) / (tp + p + fp + n)
-        best = torch.where(single, tied, p * (tp + p) / (tp + p + fp).clamp(min=1))
+        best = np.where(single, tied, p * (tp + p) / (tp + p + fp))
         # The worst is sum_i=1..p (tp + i) / (a + i) with a = tp + fp + n, that is p - (fp + n) sum_i 1 / (a + i);
         # 1 / x is convex, so that sum is at most the integral of 1 / x from a + 0.5 to a + p + 0.5.
-        worst = torch.where(single, tied, p - (fp + n) * torch.log1p(p / (tp + fp + n + 0.5)))
-        high, low = float(best.sum()) / self.positives, float(worst.sum()) / self.positives
+        worst = np.where(single, tied, p - (fp + n) * np.log1p(p / (tp + fp + n + 0.5)))
+        high, low = float(best.sum() / total), float(worst.sum() / total)
         return (high + low) / 2, (high - low) / 2
 
     def auroc(self):
@@ -152,12 +250,13 @@ class ScoreHistogram:
 
         The share of (positive, negative) pairs in the right order, ties counting half.
         """
-        if not (self.positives and self.negatives):
+        ranked = self._ranked()
+        if ranked is None:
             return None, None
-        single, (fp, _), n, p = self._ranked()
-        pairs = self.positives * self.negatives
+        _, _, fp, _, n, p = ranked
+        pairs = float(p.sum() * n.sum())
         wrong = float((p * (fp + n / 2)).sum())
-        unknown = float(torch.where(single, 0.0, p * n / 2).sum())
+        unknown = float((p * n / 2)[~ranked.single].sum())
         return 1 - wrong / pairs, unknown / pairs
 
     def fpr95(self):
@@ -166,38 +265,148 @@ class ScoreHistogram:
         The threshold is the smallest score of the bin in which that happens: a rate that can be had. Where that bin
         holds several distinct scores a higher one may do; the rate is then lower, by at most the bin's negatives.
         """
-        if not (self.positives and self.negatives):
+        points = self._points()
+        if points is None:
             return None
-        _, (fp, tp), n, p = self._ranked()
-        first = int(((tp + p) / self.positives >= 0.95).nonzero()[0])
-        return float(fp[first] + n[first]) / self.negatives
+        _, fpr, tpr, _ = points
+        return float(fpr[np.argmax(tpr >= 0.95)])
 
-    def _ranked(self):
-        """Bins from the highest score down: single (K,) bool; before (2, K), n, p (K,) float64 negatives, positives."""
-        low, high, pixels, positives = (column.flip(0) for column in self._bins())
-        counts = torch.stack([pixels - positives, positives])  # (2, K)
-        before = (counts.cumsum(1) - counts).double()
-        return low == high, before, *counts.double()
+    def best_f1(self):
+        """The largest F1 and its threshold, a score seen: (f1, threshold); (None, None) where one kind is missing.
+
+        A pixel alarms when its score >= threshold. Tried is the smallest score of each bin, of equally good ones the
+        highest, so the F1 is one that can be had. A threshold between the scores of one bin may do better, by at most
+        the bin's negatives over all positives.
+        """
+        ranked = self._ranked()
+        if ranked is None:
+            return None, None
+        found, alarms = ranked.tp + ranked.p, ranked.tp + ranked.p + ranked.fp + ranked.n
+        f1 = 2 * found / (alarms + found[-1])
+        best = int(np.argmax(f1))
+        return float(f1[best]), float(_as_scores(ranked.low[best : best + 1])[0])
+
+    def found_at(self, rate):
+        """Share of positives that alarm when at most `rate` (0..1) of the negatives do; None where a kind is missing.
+
+        Can be had at the smallest score of a bin. Where the next bin holds several scores, a threshold between them
+        may find more, by at most that bin's share of the positives. Raises: ValueError for a rate outside 0..1.
+        """
+        _check_rate(rate)
+        points = self._points()
+        if points is None:
+            return None
+        _, fpr, tpr, _ = points
+        allowed = int(np.searchsorted(fpr, rate, side="right"))
+        return float(tpr[allowed - 1]) if allowed else 0.0
+
+    def threshold_at(self, rate):
+        """The smallest threshold at which at most `rate` (0..1) of the negatives seen alarm (score >= threshold).
+
+        A score seen, the smallest of its bin, so the rate is kept exactly whatever the bins hold. If already the
+        highest bin alarms too often, the next float32 above the largest score: then nothing seen alarms. Needs no
+        positive; None without a negative. Raises: ValueError for a rate outside 0..1.
+        """
+        _check_rate(rate)
+        negatives = self.negatives
+        if not negatives:
+            return None
+        low, high, fp, _, n, _ = self._ranked(both=False)
+        allowed = int(np.searchsorted((fp + n) / negatives, rate, side="right"))
+        if allowed:
+            return float(_as_scores(low[allowed - 1 : allowed])[0])
+        return float(np.nextafter(_as_scores(high[:1]), np.float32(np.inf))[0])
+
+    def curves(self, points=200):
+        """What to draw as ROC and precision-recall curve: {"fpr", "tpr", "precision", "threshold"}, lists of floats.
+
+        At most `points` (2 or more) operating points that can be had, each at the smallest score of a bin, from the
+        highest threshold down: the first, the last, and such that neither the recall nor the FPR makes a larger step
+        than it must. None where one kind of pixel is missing.
+        """
+        columns = self._points()
+        if columns is None:
+            return None
+        steps = np.linspace(0, 1, points // 2)  # the first asks for the first point on both axes, so the last fits in
+        threshold, fpr, tpr, precision = columns
+        chosen = [np.searchsorted(axis, steps) for axis in (fpr, tpr)]
+        chosen = np.unique(np.concatenate([*chosen, [len(fpr) - 1]]))
+        names = ("threshold", "fpr", "tpr", "precision")
+        return {name: column[chosen].tolist() for name, column in zip(names, columns, strict=True)}
+
+    def density(self, bins=60):
+        """How the scores of both kinds spread: {"edges": bins + 1 floats, "normal", "anomaly": shares a bin}.
+
+        Equal bins from the 0.1 % to the 99.9 % quantile of all scores (the smallest score with at least that share
+        at or below it; where the two are equal, half a unit or half the score to either side), scores outside counted
+        in the first or last. Bins are closed below, the last one on both sides. Each kind's shares sum to 1; None for
+        a kind that is missing, and for the whole without a pixel. A histogram's own bin is counted whole, at its
+        smallest score.
+        """
+        ranked = self._ranked(both=False)
+        if not ranked.low.size:
+            return None
+        scores, counts = (column[::-1] for column in (_as_scores(ranked.low).astype(np.float64), ranked.n + ranked.p))
+        below = counts.cumsum()
+        start, end = scores[np.searchsorted(below, below[-1] * np.array([0.001, 0.999]))]
+        if start == end:
+            start, end = start - max(1, abs(start)) / 2, end + max(1, abs(end)) / 2
+        edges = np.linspace(start, end, bins + 1)
+        places = (np.searchsorted(edges, scores, side="right") - 1).clip(0, bins - 1)
+        shares = [np.bincount(places, column[::-1], bins) for column in (ranked.n, ranked.p)]
+        normal, anomaly = ((share / share.sum()).tolist() if share.any() else None for share in shares)
+        return {"edges": edges.tolist(), "normal": normal, "anomaly": anomaly}
+
+    def _points(self):
+        """Operating points at the bins' smallest scores, highest first: threshold, fpr, tpr, precision (K,), or None.
+
+        numpy, threshold float32, the rest float64. None where one kind of pixel is missing.
+        """
+        ranked = self._ranked()
+        if ranked is None:
+            return None
+        fp, tp = ranked.fp + ranked.n, ranked.tp + ranked.p
+        return _as_scores(ranked.low), fp / fp[-1], tp / tp[-1], tp / (tp + fp)
+
+    def _ranked(self, both=True):
+        """The bins as `_Ranked`; None where one kind of pixel is missing, unless `both` is not asked for."""
+        low, high, pixels, positives = (column.cpu().numpy()[::-1] for column in self._bins())
+        n, p = (pixels - positives).astype(np.float64), positives.astype(np.float64)
+        if both and not (n.any() and p.any()):
+            return None
+        return _Ranked(low, high, n.cumsum() - n, p.cumsum() - p, n, p)
 
     def _bins(self):
         """The bins that hold a score, lowest first: low, high (K,) int32 keys, pixels, positives (K,) int64."""
-        filled = (self._low <= self._high).nonzero().view(-1)
-        order = filled[self._low[filled].argsort()]
-        return self._low[order], self._high[order], self._pixels[order], self._positives[order]
+        rows = self._first.argsort()
 
-    def _insert(self, low, high, pixels, positives):
-        """Add whole bins, none of them wider than the bins here."""
+        def ordered(column):
+            return column.view(-1, 1 << PAGE_BITS).index_select(0, rows).view(-1)
+
+        filled = ordered(self._pixels).nonzero().view(-1)
+        return tuple(
+            ordered(column).index_select(0, filled) for column in (self._low, self._high, self._pixels, self._positives)
+        )
+
+    def _insert(self, low, high, pixels, positives=None, coming=None):
+        """Add whole bins, none of them wider than the bins here; without `positives`, they hold none.
+
+        coming: keys that will be added too, as far as known: if the resolution has to drop, one drop serves all.
+        """
         if not self._first.numel():
             self._clear(low.device)
-        for parts in zip(*(column.split(CPU_CHUNK) for column in (low, high, pixels, positives)), strict=True):
-            low, high, pixels, positives = (part.to(self._low.device) for part in parts)
-            slots = self._slots(low)
+        size = CPU_BINS if self._low.device.type == "cpu" else CUDA_CHUNK
+        columns = (low, high, pixels) if positives is None else (low, high, pixels, positives)
+        coming = low if coming is None else coming
+        for parts in zip(*(column.split(size) for column in columns), strict=True):
+            low, high, *counts = (part.to(self._low.device) for part in parts)
+            slots = self._slots(low, coming)
             self._low.scatter_reduce_(0, slots, low, "amin")
             self._high.scatter_reduce_(0, slots, high, "amax")
-            self._pixels.scatter_add_(0, slots, pixels)
-            self._positives.scatter_add_(0, slots, positives)
+            for column, count in zip((self._pixels, self._positives), counts, strict=False):
+                column.scatter_add_(0, slots, count.long())
 
-    def _slots(self, keys):
+    def _slots(self, keys, coming):
         """The place of each key's bin in the store, int64; makes the pages it needs, or drops the resolution first."""
         shift = _bin_shift(keys, self._shifts)
         starts = _page_starts(keys, shift)
@@ -205,8 +414,8 @@ class ScoreHistogram:
         if keys.numel() and int(rows.min()) < 0:
             new = _distinct(starts[rows < 0])
             if self._first.numel() + new.numel() > MAX_PAGES:
-                self._coarsen(keys)
-                return self._slots(keys)
+                self._coarsen(torch.cat([keys, coming.to(keys.device)]))
+                return self._slots(keys, coming)
             self._make_pages(new)
             rows = self._table.index_select(0, _table_entries(starts))
         within = (keys >> shift).bitwise_and_((1 << PAGE_BITS) - 1)
@@ -218,7 +427,7 @@ class ScoreHistogram:
         rows = torch.arange(first, self._first.numel(), dtype=torch.int16, device=starts.device)
         self._table[_table_entries(starts).long()] = rows
         if self._first.numel() > have:
-            wanted = min(MAX_PAGES, max(2 * have, self._first.numel()))
+            wanted = min(MAX_PAGES, max(4 * have, self._first.numel()))
             self._grow((wanted - have) << PAGE_BITS)
 
     def _grow(self, bins):
@@ -265,7 +474,7 @@ def image_anomaly_scores(scores, positives):
     evaluation code (`anom_utils.py`).
     """
     scores, positives = _check(scores, positives)
-    ranked = (_order_keys(scores).long() * 2 + positives).sort(descending=True).values
+    ranked = _sorted(_order_keys(scores).long() * 2 + positives).flip(0)
     last = torch.ones_like(ranked, dtype=torch.bool)  # the last pixel of each distinct score
     last[:-1] = (ranked[1:] >> 1) != (ranked[:-1] >> 1)
     ends = last.nonzero().view(-1)

@@ -1,11 +1,13 @@
 """The segmentation models, and what of them trains.
 
-Every model maps images (N, 3, H, W) float32, normalised, to {"out": logits (N, C, H, W), "features": (N, D, h, w)},
-the map that its classifier reads; in training mode it may add "aux" (logits) and "properties" (N, 6). Logits are
-float32 at the images' own size, whatever that is and whatever autocast is on. Each model is a `Segmenter` and carries
+Every model maps images (N, 3, H, W) float32, normalised, to {"out": logits (N, C, H, W), "features": (N, D, h, w),
+the map that its classifier reads, "backbone": the backbone's coarsest map}; in training mode it may add "aux" (logits)
+and "properties" (N, 6), with residual=on always "open", the logits that anomalies are judged by. Logits are float32 at
+the images' own size, whatever that is and whatever autocast is on. Each model is a `Segmenter` and carries
 
     backbone       the module that ImageNet weights load into; everything after it is the decoder and the classifier
-    class_layers   names of the layers with one output per class
+    class_layers   names of the layers with one output per class, the main one first
+    centres        of a distance head, else None; `residual_head` is there with residual=on
     aux_weights    {output: weight in the loss} of the outputs that only training has
     imagenet, coco torchvision's entries for weights of the backbone, of the whole model; None where there are none
     left_out       the keys of an ImageNet file that have no place in the backbone
@@ -47,7 +49,7 @@ PYRAMID_BACKBONES = {
 }
 VIT_WEIGHTS = {"vit_b_16": tv.ViT_B_16_Weights.IMAGENET1K_V1, "vit_l_16": tv.ViT_L_16_Weights.IMAGENET1K_V1}
 
-PYRAMID = {"channels": 128, "dropout": 0.1, "upsample": "bilinear", "laterals": True, "attention": "none"}
+PYRAMID = {"channels": 128, "dropout": 0.0, "upsample": "bilinear", "laterals": True, "attention": "none"}
 MODELS = {
     **{f"deeplabv3_{name}": {"aux": 0.4} for name in ("resnet50", "resnet101", "mobilenet_v3_large")},
     **{f"deeplabv3plus_{name}": {"stride": 16} for name in ("resnet50", "resnet101", "mobilenet_v2")},
@@ -57,6 +59,8 @@ MODELS = {
     "fpn_mobilenet_v2": {**PYRAMID, "channels": 96},
     **{name: {"decoder": "progressive", "channels": 128} for name in ("vit_tiny", *VIT_WEIGHTS)},
 }
+EVERY_MODEL = {"centres": "none", "residual": False}
+MODELS = {name: {**options, **EVERY_MODEL} for name, options in MODELS.items()}
 # What an option may be: one of a few values, or a number from the first to below the second.
 CHOICES = {
     "stride": (8, 16),
@@ -65,6 +69,8 @@ CHOICES = {
     "decoder": ("linear", "progressive"),
     "laterals": (True, False),
     "skips": (True, False),
+    "centres": ("none", "fixed", "learnt"),
+    "residual": (True, False),
 }
 RANGES = {"aux": (0, math.inf), "properties": (0, math.inf), "channels": (1, math.inf), "dropout": (0, 1)}
 LISTING = """models of --model, with their options:
@@ -77,10 +83,12 @@ LISTING = """models of --model, with their options:
                         skips=off (on: add the encoder's maps)
     fpn_*             mobilenet_v2, resnet50, convnext_tiny, convnext_small, swin_t, swin_s, swin_v2_t, pvt_v2_b0,
                       pvt_v2_b1, pvt_v2_b2
-                        channels=128 (mobilenet_v2: 96; of the pyramid), dropout=0.1 (share of them),
+                        channels=128 (mobilenet_v2: 96; of the pyramid), dropout=0 (share of them),
                         upsample=bilinear (nearest, transposed), laterals=on, attention=none (se, cbam)
     vit_*             tiny, b_16, l_16
                         decoder=progressive (or linear), channels=128 (of the decoder)
+    every model       centres=none (fixed, learnt: logits are distances to class centres)
+                        residual=off (on: a head of its own for anomalies, see --outliers)
 """
 AUX_TASKS = {"none": {}, "properties": {"weight": 0.1}}
 
@@ -93,7 +101,8 @@ def add_model_flags(parser):
     group.add_argument(
         "--freeze",
         default="none",
-        help="none, backbone, all-but-head (only the classifier trains), or N: the first N parameter tensors",
+        help="none, backbone, all-but-head (only the classifier trains), all-but-residual (only that head), or N: the "
+        "first N parameter tensors",
     )
     group.add_argument(
         "--aux-task",
@@ -110,8 +119,8 @@ def parse_model(text):
 def build_model(name, num_classes, options=None):
     """The network, randomly initialised from torch's global generator.
 
-    options: {option: value}; those not given keep their default. Every model knows "properties" as well: the weight of
-    its second task, 0 for none.
+    options: {option: value}; those not given keep their default. Every model knows "centres", "residual" and
+    "properties" as well, the last being the weight of its second task, 0 for none.
     Raises UserError for an unknown name or option, or a value out of its range.
     """
     if name not in MODELS:
@@ -122,10 +131,14 @@ def build_model(name, num_classes, options=None):
             raise UserError(f"unknown option {option!r}", f"--model {name}", flags.nearest(option, known))
     options = {**known, **(options or {})}
     _check_options(options)
-    weight = options["properties"]
-    model = _make(name, num_classes, {option: value for option, value in options.items() if option != "properties"})
-    if weight:
-        model.add_property_head(weight)
+    common = {**EVERY_MODEL, "properties": 0.0}
+    model = _make(name, num_classes, {option: value for option, value in options.items() if option not in common})
+    if options["centres"] != "none":
+        model.add_centres(options["centres"])
+    if options["residual"]:
+        model.add_residual_head()
+    if options["properties"]:
+        model.add_property_head(options["properties"])
     model.name, model.options = name, options
     return model
 
@@ -374,9 +387,10 @@ class Vit(Segmenter):
 def freeze(model, rule):
     """Take parameters out of training.
 
-    rule: "none"; "backbone"; "all-but-head", which leaves only the layers that make the outputs; or N for the first N
-    parameter tensors in the model's own order, the backbone's first.
-    Raises UserError for another rule or more parameters than there are.
+    rule: "none"; "backbone"; "all-but-head", which leaves only the layers that make the outputs; "all-but-residual",
+    which leaves the residual head; or N for the first N parameter tensors in the model's own order, the backbone's
+    first.
+    Raises UserError for another rule, more parameters than there are, or a head that is not there.
     """
     parameters = list(model.parameters())
     if rule == "none":
@@ -384,13 +398,19 @@ def freeze(model, rule):
     elif rule == "backbone":
         frozen = list(model.backbone.parameters())
     elif rule == "all-but-head":
-        layers = [*model.class_layers, *(["property_head"] if "properties" in model.aux_weights else [])]
+        more = ("centres", "residual_head", "property_head")
+        layers = [*model.class_layers, *(name for name in more if getattr(model, name, None) is not None)]
         heads = {id(p) for layer in layers for p in model.get_submodule(layer).parameters()}
         frozen = [parameter for parameter in parameters if id(parameter) not in heads]
+    elif rule == "all-but-residual":
+        if not model.options["residual"]:
+            remedy = f"add it with --model {model.name}:residual=on"
+            raise UserError("no residual head", "--freeze all-but-residual", remedy)
+        frozen = [p for name, p in model.named_parameters() if not name.startswith("residual_head.")]
     elif str(rule).isdecimal():
         frozen = parameters[: int(rule)]
     else:
-        remedy = "write none, backbone, all-but-head, or a number of parameter tensors"
+        remedy = "write none, backbone, all-but-head, all-but-residual, or a number of parameter tensors"
         raise UserError(f"unknown rule {rule!r}", "--freeze", remedy)
     if str(rule).isdecimal() and int(rule) > len(parameters):
         remedy = f"{model.name} has {len(parameters)} parameter tensors"

@@ -13,7 +13,7 @@ import torch
 from flags import UserError
 from models_keys import DERIVED, to_torchvision
 
-OPTIONAL = ("aux_classifier.", "property_head.")  # heads that only one of file and model may have
+OPTIONAL = ("aux_classifier.", "property_head.", "residual_head.")  # heads that only one of file and model may have
 # A file may lack what the model makes for itself: Swin's tables of positions, batch norm's counters (torch 0.4).
 OWN_TENSORS = (*DERIVED, "num_batches_tracked")
 

@@ -2,9 +2,11 @@
 
     python predict.py --ckpt runs/streets/best.pth photo.jpg --out predicted
     python predict.py --ckpt runs/streets/best.pth photos/ --out predicted      a folder, below which names are kept
+    python predict.py --ckpt best.pth photos/ --score energy --alarm 0.01       mark what is like nothing learnt
 
-Writes OUT/classes/NAME.png (class numbers, with the palette), OUT/overlay/NAME.png and OUT/maxlogit/NAME.png (a heat
-map: brighter is less like anything learnt), all at the photo's own size.
+Writes OUT/classes/NAME.png (class numbers, with the palette), OUT/overlay/NAME.png and OUT/SCORE/NAME.png (a heat map:
+brighter is less like anything learnt), all at the photo's own size. With --alarm, pixels at or above the threshold that
+this share of the known validation pixels reached get the number after the last class, and the anomaly's colour.
 """
 
 import sys
@@ -27,8 +29,30 @@ def build_parser():
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--out", default="predicted", metavar="DIR", help="where the pictures go")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+    parser.add_argument("--score", default="maxlogit", metavar="NAME", help="anomaly score of the heat map")
+    parser.add_argument(
+        "--alarm",
+        type=flags.non_negative,
+        default=0,
+        metavar="RATE",
+        help=f"false alarms of known pixels, {' or '.join(f'{rate:g}' for rate in engine.ALARM_RATES)}; 0: no alarm",
+    )
     engine.add_prediction_flags(parser)
     return parser
+
+
+def alarm_threshold(args, content):
+    """The score at and above which a pixel raises the alarm, None without --alarm.
+
+    Raises UserError for a rate, or a score, that the checkpoint has no threshold for.
+    """
+    if not args.alarm:
+        return None
+    known = content["data"].get("alarms", {}).get(args.score, {})
+    if f"{args.alarm:g}" not in known:
+        remedy = f"known rates: {', '.join(known)}" if known else "finish the run: train.py --run-dir RUN --resume"
+        raise UserError(f"no threshold of {args.score} for {args.alarm:g} in the checkpoint", "--alarm", remedy)
+    return known[f"{args.alarm:g}"]
 
 
 def find_photos(paths):
@@ -48,11 +72,10 @@ def find_photos(paths):
     return found
 
 
-def segment(predictor, path):
+def segment(predictor, path, score="maxlogit"):
     """(PIL image as a person sees it, its EXIF orientation applied; Prediction at its size)."""
     image = ImageOps.exif_transpose(data.read_image(path))
-    logits = predictor.logits(predictor.geometry.resize(image)[None])[0]
-    return image, engine.predict(logits, (image.height, image.width), scores=["maxlogit"])
+    return image, engine.predict_image(predictor, image, (image.height, image.width), [score])
 
 
 def main():
@@ -60,25 +83,29 @@ def main():
     args = build_parser().parse_args()
     predictor, content = engine.load_predictor(args.ckpt, engine.choose_device(args.device))
     engine.apply_prediction_flags(predictor, args)
+    if args.score not in predictor.scores():
+        raise UserError(f"no score {args.score!r}", "--score", flags.nearest(args.score, predictor.scores()))
+    threshold = alarm_threshold(args, content)
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     photos, errors = find_photos(args.photos), []
     progress = report.Progress(len(photos), "predict", "photos")
     for done, (name, path) in enumerate(photos.items(), 1):
         try:
-            image, found = segment(predictor, path)
+            image, found = segment(predictor, path, args.score)
         except UserError as error:
             errors.append(error)
             continue
-        labels, out = found.labels.numpy(), Path(args.out)
-        for folder in ("classes", "overlay", "maxlogit"):
+        labels, score, out = found.labels.numpy(), found.scores[args.score].numpy(), Path(args.out)
+        if threshold is not None:
+            labels = np.where(score >= threshold, predictor.num_classes, labels).astype(np.uint8)
+        for folder in ("classes", "overlay", args.score):
             (out / folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
         report.save_mask(out / "classes" / f"{name}.png", labels, palette)
         report.save_picture(report.overlay(np.asarray(image), labels, palette), out / "overlay" / f"{name}.png")
-        heat = report.heat_map(found.scores["maxlogit"].numpy())
-        report.save_picture(heat, out / "maxlogit" / f"{name}.png")
+        report.save_picture(report.heat_map(score), out / args.score / f"{name}.png")
         progress.update(done)
     progress.close()
-    print(f"{len(photos) - len(errors)} of {len(photos)} photos in {args.out}/{{classes,overlay,maxlogit}}")
+    print(f"{len(photos) - len(errors)} of {len(photos)} photos in {args.out}/{{classes,overlay,{args.score}}}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 2 if errors else 0

@@ -2,7 +2,8 @@
 
 Only this module and its parts draw. Masks are looked up, never blended, so a pixel shows exactly its class's colour;
 pictures carry their own legend; files appear under their name only when they are complete. Palettes are in
-report_colours.py, pictures in report_pictures.py, the page in report_html.py; all are reached from here.
+report_colours.py, pictures in report_pictures.py, the page in report_html.py, its section on anomaly scores in
+report_anomaly.py; all are reached from here.
 """
 
 import contextlib
@@ -18,10 +19,14 @@ import numpy as np
 from PIL import Image
 
 from flags import UserError
+from report_anomaly import certified, chance_figures, figure, ranked
 from report_colours import (
+    ALARM_COLOUR,
     ANOMALY_COLOUR,
     ERROR_COLOUR,
     HEAT_RAMP,
+    NORMAL,
+    NORMAL_COLOUR,
     UNKNOWN_COLOUR,
     VOID_COLOUR,
     colour_mask,
@@ -30,6 +35,8 @@ from report_colours import (
 )
 from report_html import confusion_words, page
 from report_pictures import (
+    anomaly_panel,
+    anomaly_tiles,
     confusion_picture,
     contact_sheet,
     error_picture,
@@ -41,12 +48,18 @@ from report_pictures import (
 )
 
 __all__ = [
+    "ALARM_COLOUR",
     "ANOMALY_COLOUR",
     "ERROR_COLOUR",
     "HEAT_RAMP",
+    "NORMAL",
+    "NORMAL_COLOUR",
     "Progress",
     "UNKNOWN_COLOUR",
     "VOID_COLOUR",
+    "anomaly_panel",
+    "anomaly_table",
+    "anomaly_tiles",
     "class_table",
     "colour_mask",
     "confusion_picture",
@@ -115,7 +128,8 @@ def write_report(path, *, title, config, evaluation, log, pictures, diagnosis, p
     diagnosis: diagnose's JSON or None; palette: [(r, g, b)] in the order of evaluation["iou"]; confusion: the file of
     `confusion_picture`, or None; features: {"stages": rows as `feature_table` takes them, "pictures": as pictures}, or
     None. evaluation["pixel_share"] {class: share of the target pixels} is shown where it is there, and so are
-    "confusions" and "worst_images".
+    "confusions" and "worst_images". Without mIoU (no known class is labelled) the page leads with "anomaly" beside
+    "anomaly_share", and leaves out what the classes' labels would have given.
     """
     text = page(title, config, evaluation, log, pictures, diagnosis, palette, confusion, features)
     _write(path, text.encode("utf-8"))
@@ -148,6 +162,50 @@ def feature_table(stages):
         shape = " x ".join(map(str, row["shape"]))
         lines.append(f"{row['stage']:<{width}}  {shape:>15} {mean:>10} {std:>10}  {zeros}")
     return "\n".join(lines)
+
+
+ANOMALY_COLUMNS = {
+    "AUROC": "auroc",
+    "FPR95": "fpr95",
+    "per image": "per_image/aupr",
+    "found at 1 %": "found_at/0.01",
+    "comp. F1": "components/f1",
+}
+
+
+def anomaly_table(anomaly, chance=None):
+    """The anomaly scores for the terminal, the largest AUPR first: AUPR ± its certified error and [95 % interval].
+
+    anomaly: evaluation["anomaly"]; chance: the share of anomalous pixels, whose row comes last, or None. "per image" is
+    the mean AUPR of single images; component F1 is shown where a score has it. Of a name longer
+    than 24 letters the middle is left out.
+    """
+    rows = [*ranked(anomaly), *([("chance", chance_figures(chance))] if chance is not None else [])]
+    columns = dict(ANOMALY_COLUMNS)
+    if all(figure(scores, columns["comp. F1"]) is None for _, scores in rows):
+        del columns["comp. F1"]
+    table = [["score", "AUPR", *columns]]
+    for name, scores in rows:
+        figures = [figure(scores, place) for place in columns.values()]
+        name = name if len(name) <= 24 else f"{name[:11]}..{name[-11:]}"
+        table.append([name, _aupr(scores), *("-" if value is None else f"{value:.4f}" for value in figures)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(_line(cells, widths) for cells in table)
+
+
+def _aupr(scores):
+    value, bound = certified(scores, "aupr")
+    interval = scores.get("aupr_interval")
+    parts = ["-" if scores.get("aupr") is None else value, f"± {bound}" if bound else ""]
+    return " ".join(part for part in [*parts, "[{:.3f}, {:.3f}]".format(*interval) if interval else ""] if part)
+
+
+def _line(cells, widths):
+    """Cells under each other in columns, the first two from the left, the others from the right."""
+    places = [
+        f"{cell:{'<' if at < 2 else '>'}{width}}" for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(places).rstrip()
 
 
 def _clock(seconds):

@@ -5,6 +5,9 @@ from PIL import Image
 
 VOID_COLOUR = (0, 0, 0)
 ANOMALY_COLOUR = (255, 72, 0)
+NORMAL = 253  # train id: not an anomaly, but of no known class (beside 0 … C-1, C for anomaly, and 255 for void)
+NORMAL_COLOUR = (185, 185, 185)  # of all greys the farthest from these palettes and Cityscapes': CIEDE2000 at least 8
+ALARM_COLOUR = (0, 229, 255)  # outlines on heat maps: CIEDE2000 at least 28 from any colour of the ramp
 ERROR_COLOUR = (220, 0, 90)  # on a grey picture: no other pixel of the errors tile has a hue
 UNKNOWN_COLOUR = (128, 128, 128)  # a score that is not finite
 
@@ -95,8 +98,9 @@ def distinct_palette(n):
 
 
 def colour_table(palette):
-    """The colour of every id 0..255: the palette, then the anomaly's, then void's; (256, 3) uint8."""
+    """The colour of every id 0..255: the palette, then the anomaly's, then void's, grey at NORMAL; (256, 3) uint8."""
     table = np.tile(np.array(VOID_COLOUR, dtype=np.uint8), (256, 1))
+    table[NORMAL] = NORMAL_COLOUR  # before the palette: where classes reach this id, there is no NORMAL
     colours = [*palette, ANOMALY_COLOUR][:255]
     table[: len(colours)] = np.asarray(colours, dtype=np.uint8)
     return table
@@ -105,7 +109,7 @@ def colour_table(palette):
 def colour_mask(target, palette):
     """Class ids as a picture.
 
-    target: (H, W) uint8 ids. Ids below len(palette) take its colours, len(palette) (anomaly) is orange-red, everything
-    beyond (void) is black. Returns an RGB image of the same size.
+    target: (H, W) uint8 ids. Ids below len(palette) take its colours, len(palette) (anomaly) is orange-red, NORMAL
+    grey, everything else (void) black. Returns an RGB image of the same size.
     """
     return Image.fromarray(colour_table(palette)[np.asarray(target)])

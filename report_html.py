@@ -7,13 +7,13 @@ that comes from outside (class names, captions, flags) is escaped. Figures are f
 import base64
 import io
 import json
-import math
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from report_svg import finite, floor_bar, line_chart
+from report_anomaly import anomaly_bar, anomaly_heads, anomaly_reading, anomaly_section
+from report_svg import finite, floor_bar, line_chart, percent_text, score_text
 
 PICTURE_SIDE, PICTURE_BYTES = 1600, 150_000  # beyond either, a picture is embedded as a smaller JPEG
 
@@ -45,7 +45,9 @@ svg text{fill:var(--ink);font:13px system-ui,-apple-system,"Segoe UI",Roboto,Ari
 .s0{stroke:var(--c0)}.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}.s4{stroke:var(--c4)}.s5{stroke:var(--c5)}
 .dot.s0{fill:var(--c0)}.dot.s1{fill:var(--c1)}.dot.s2{fill:var(--c2)}.dot.s3{fill:var(--c3)}.dot.s4{fill:var(--c4)}
 .dot.s5{fill:var(--c5)}
+.curve.base{stroke:var(--muted);stroke-width:1.5}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:20px}
+.charts.two{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));margin-top:16px}
 figure{margin:0 0 24px}figcaption{font-weight:600;margin-bottom:4px}.chart svg{width:100%;height:auto;display:block}
 .keys{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.85rem}.key svg{vertical-align:middle}
 .chart .key svg{width:26px;display:inline}
@@ -58,6 +60,10 @@ td.n,th.n{text-align:right}td.n{white-space:nowrap}
 .classes .iou div{height:12px;background:var(--gain);border-radius:2px;min-width:1px}
 .chip{display:inline-block;width:14px;height:14px;border:1px solid var(--muted);border-radius:3px;margin:0 9px 0 -24px;
 vertical-align:-2px}
+.scores{font-size:.82rem}.scores th,.scroll .scores td.n{white-space:nowrap}.scores th,.scores td{padding:4px 8px 4px 0}
+.scores .note{font-size:.75rem}.scores [colspan]{border-left:2px solid var(--line);padding-left:8px}
+.scores td:first-child,.scores th:first-child{position:sticky;left:0;background:var(--paper)}
+.chance td{color:var(--muted)}
 .files{max-width:860px;margin-bottom:20px}.files td:first-child{overflow-wrap:anywhere}ol{margin:.5em 0 1.2em}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:0 32px}
 .pairs div{display:flex;justify-content:space-between;gap:16px;border-bottom:1px solid var(--line);padding:4px 0}
@@ -72,8 +78,12 @@ vertical-align:-2px}
 .scroll img{display:block;width:100%;height:auto;border:1px solid var(--line)}
 @media (max-width:700px){.scroll img.wide{width:1000px;max-width:none}
 .finding{grid-template-columns:1fr}.classes .iou{width:38%}th,td{padding-right:8px}
-.scroll table{font-size:.85rem}.scroll td.n{white-space:normal}}
+.scroll table{font-size:.85rem}.scroll td.n{white-space:normal}
+.scores td:first-child{min-width:104px;max-width:104px;overflow-wrap:anywhere}}
 @media print{:root{--paper:#fff;--ink:#000;--card:#f5f6f8;--muted:#444;--line:#bbb}body{max-width:none;font-size:11pt}
+.scroll{overflow:visible}.scores,.scores th,.scores .note{font-size:6.5pt}.scores th,.scores td{padding:2px 3px 2px 0}
+.scores [colspan]{padding-left:3px}.scores td:first-child,.scores th:first-child{position:static}
+.charts.two{grid-template-columns:1fr 1fr}
 figure,.finding,tr,.head{break-inside:avoid}h2{break-after:avoid}}
 """
 
@@ -95,10 +105,6 @@ def show(value):
 
 def _words(name):
     return escape(str(name).replace("_", " "))
-
-
-def _score(value):
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _pairs(items):
@@ -133,22 +139,29 @@ def reading(miou, floor, interval=None):
     return f"{text}. The model covers {gain:.2f} of the way from there to a perfect 1."
 
 
-def _head(name, value, note):
-    return f'<div class="head">{name}<b>{_score(value)}</b><span class="note">{escape(note)}</span></div>'
+def _heads(items):
+    """Large figures side by side. items: [(name, text, note)]."""
+    cells = (
+        f'<div class="head">{name}<b>{text}</b><span class="note">{escape(note)}</span></div>'
+        for name, text, note in items
+    )
+    return f'<div class="heads">{"".join(cells)}</div>'
 
 
 def headline(evaluation):
-    """mIoU, layout floor and semantic gain side by side, the sentence, and the bar."""
+    """mIoU, layout floor and semantic gain side by side, the sentence, and the bar; without mIoU, the anomaly's."""
     miou, floor = evaluation.get("miou"), evaluation.get("layout_floor")
+    if miou is None and (heads := anomaly_heads(evaluation)):
+        return _heads(heads) + f'<p class="reading">{escape(anomaly_reading(evaluation))}</p>' + anomaly_bar(evaluation)
     interval = evaluation.get("miou_interval")
     between = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
-    heads = (
-        _head("mIoU", miou, between)
-        + _head("layout floor", floor, "mIoU of a predictor that never opens the image")
-        + _head("semantic gain", evaluation.get("semantic_gain"), "(mIoU − floor) / (1 − floor)")
-    )
+    heads = [
+        ("mIoU", score_text(miou), between),
+        ("layout floor", score_text(floor), "mIoU of a predictor that never opens the image"),
+        ("semantic gain", score_text(evaluation.get("semantic_gain")), "(mIoU − floor) / (1 − floor)"),
+    ]
     bar = "" if miou is None else f'<div class="barbox">{floor_bar(miou, floor, interval)}</div>'
-    return f'<div class="heads">{heads}</div><p class="reading">{escape(reading(miou, floor, interval))}</p>{bar}'
+    return f'{_heads(heads)}<p class="reading">{escape(reading(miou, floor, interval))}</p>{bar}'
 
 
 FIGURES = {
@@ -163,14 +176,16 @@ FIGURES = {
 
 
 def figures(evaluation, classes):
-    """The other numbers of the evaluation, those that are there."""
-    items = [(text, _score(evaluation[name])) for name, text in FIGURES.items() if name in evaluation]
-    if evaluation.get("active_classes") is not None:
+    """The other numbers of the evaluation, those that are there; without mIoU only those that are defined."""
+    labelled = evaluation.get("miou") is not None
+    there = [name for name in FIGURES if name in evaluation and (labelled or evaluation[name] is not None)]
+    items = [(FIGURES[name], score_text(evaluation[name])) for name in there]
+    if labelled and evaluation.get("active_classes") is not None:
         items.append(("active classes (IoU above 0.01)", f"{evaluation['active_classes']} of {len(classes)}"))
-    if evaluation.get("classes_averaged") is not None:
+    if labelled and evaluation.get("classes_averaged") is not None:
         items.append(("classes averaged", evaluation["classes_averaged"]))
     spurious = [classes[c] if isinstance(c, int) else c for c in evaluation.get("spurious_classes") or []]
-    if spurious:
+    if labelled and spurious:
         items.append(("predicted, though no target has them", spurious))
     items += [(name, f"{evaluation[name]:,}") for name in ("images", "pixels") if evaluation.get(name) is not None]
     return _pairs(items) if items else ""
@@ -187,7 +202,7 @@ def class_rows(evaluation, palette):
         share = f'<td class="n">{show(shares.get(name))}</td>' if shares else ""
         rows.append(
             f'<tr><td><span class="chip" style="background:rgb({red},{green},{blue})"></span>{escape(name)}</td>'
-            f'<td class="n">{_score(value)}</td><td class="iou">{bar}</td>{share}</tr>'
+            f'<td class="n">{score_text(value)}</td><td class="iou">{bar}</td>{share}</tr>'
         )
     if not rows:
         return ""
@@ -198,17 +213,11 @@ def class_rows(evaluation, palette):
     return table + (absent if None in evaluation["iou"].values() else "")
 
 
-def _percent(share):
-    """A share as percent with two digits: 31 %, 3.4 %, 0.052 %."""
-    value = 100 * share
-    return f"{value:.0f} %" if value >= 9.95 else f"{value:#.2g} %" if value >= 0.01 else "under 0.01 %"
-
-
 def confusion_words(row):
     """One entry of evaluation["confusions"] as a sentence without its full stop."""
     return (
-        f"{_percent(row['share_of_all'])} of all pixels: {row['target']} taken for {row['prediction']} "
-        f"({_percent(row['share_of_target'])} of {row['target']})"
+        f"{percent_text(row['share_of_all'])} of all pixels: {row['target']} taken for {row['prediction']} "
+        f"({percent_text(row['share_of_target'])} of {row['target']})"
     )
 
 
@@ -222,7 +231,9 @@ def confusions(rows, picture):
 
 def worst_images(rows):
     """The images with the lowest mIoU, by name."""
-    cells = "".join(f'<tr><td>{escape(row["file"])}</td><td class="n">{_score(row["miou"])}</td></tr>' for row in rows)
+    cells = "".join(
+        f'<tr><td>{escape(row["file"])}</td><td class="n">{score_text(row["miou"])}</td></tr>' for row in rows
+    )
     return f'<table class="files"><tr><th>file</th><th class="n">mIoU</th></tr>{cells}</table>' if rows else ""
 
 
@@ -285,40 +296,7 @@ def curves(log):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Anomaly scores, pictures, findings
-
-
-def _certified(scores, name):
-    """A figure with the bound of its error, rounded up: 0.31236 ± 0.00004."""
-    value, error = scores.get(name), scores.get(f"{name}_error")
-    if value is None or error is None:
-        return _score(value)
-    digits = min(8, max(4, -math.floor(math.log10(error)))) if error else 4
-    return f"{value:.{digits}f} ±\u00a0{math.ceil(error * 10**digits) / 10**digits:.{digits}f}"
-
-
-def anomaly_table(anomaly):
-    """Each anomaly score pooled over all pixels with its certified error, and averaged over images."""
-    rows, parts = "", []
-    for name, scores in (anomaly or {}).items():
-        lines = [
-            (
-                "all pixels pooled",
-                [_certified(scores, "aupr"), _certified(scores, "auroc"), _score(scores.get("fpr95"))],
-            )
-        ]
-        if single := scores.get("per_image"):
-            cells = [_score(single.get(key)) for key in ("aupr", "auroc", "fpr95")]
-            lines.append((f"mean over {single.get('images', '?')} images", cells))
-        for how, cells in lines:
-            numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
-            rows += f"<tr><td>{escape(name)}, {escape(how)}</td>{numbers}</tr>"
-        parts += [(f"{name}: {key}", value) for key, value in (scores.get("components") or {}).items()]
-    if not rows:
-        return ""
-    heads = '<th>score</th><th class="n">AUPR</th><th class="n">AUROC</th><th class="n">FPR95</th>'
-    note = '<p class="note">± is a certified bound on the difference from the exact value over all pixels.</p>'
-    return f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>{note}' + (_pairs(parts) if parts else "")
+# Pictures, findings
 
 
 def embed(path):
@@ -399,12 +377,13 @@ def page(title, config, evaluation, log, pictures, diagnosis, palette, confusion
     about = " · ".join(show(part) for part in (config.get("dataset"), scores.get("split"), config.get("model")) if part)
     top = headline(scores) if evaluation else "<p>Not evaluated yet: python evaluate.py --ckpt best.pth</p>"
     flags = f"<details><summary>flags ({len(config)})</summary>{_pairs(sorted(config.items()))}</details>"
+    labelled = scores.get("miou") is not None  # else what is said of single classes would be nothing but dashes
     sections = [
-        _section("Classes", class_rows(scores, palette)),
+        _section("Classes", class_rows(scores, palette) if labelled else ""),
         _section("Other figures", figures(scores, list(scores.get("iou", {}))) if evaluation else ""),
-        _section("Confusions", confusions(scores.get("confusions", []), confusion)),
+        _section("Confusions", confusions(scores.get("confusions", []), confusion) if labelled else ""),
+        _section("Anomaly scores", anomaly_section(scores.get("anomaly"), scores.get("anomaly_share"))),
         _section("Training", curves(log)),
-        _section("Anomaly scores", anomaly_table(scores.get("anomaly"))),
         _section("Worst images", worst_images(scores.get("worst_images", []))),
         _section("Pictures", gallery(pictures)),
         _section("Features", feature_rows(features)),

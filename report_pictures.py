@@ -11,7 +11,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-from report_colours import ANOMALY_COLOUR, ERROR_COLOUR, HEAT_RAMP, UNKNOWN_COLOUR, VOID_COLOUR, colour_mask
+from report_colours import (
+    ALARM_COLOUR,
+    ANOMALY_COLOUR,
+    ERROR_COLOUR,
+    HEAT_RAMP,
+    NORMAL,
+    NORMAL_COLOUR,
+    UNKNOWN_COLOUR,
+    VOID_COLOUR,
+    colour_mask,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text on pictures
@@ -81,11 +91,13 @@ def _legend(entries, width):
 
 
 def _legend_entries(ids, classes, palette):
-    """The legend of the given ids: known classes in order, then anomaly, then pixels without a label."""
+    """The legend of the given ids: known classes in order, then anomaly, NORMAL, and pixels without a label."""
     entries = [(classes[i], palette[i]) for i in sorted(ids) if i < len(classes)]
     anomaly = [("anomaly", ANOMALY_COLOUR)] if len(classes) in ids else []
-    void = [("not labelled", VOID_COLOUR)] if any(i > len(classes) for i in ids) else []
-    return entries + anomaly + void
+    others = {i for i in ids if i > len(classes)}
+    normal = [("normal, class not known", NORMAL_COLOUR)] if NORMAL in others else []
+    void = [("not labelled", VOID_COLOUR)] if others - {NORMAL} else []
+    return entries + anomaly + normal + void
 
 
 def _stack(parts, gap=GAP, margin=0):
@@ -168,6 +180,12 @@ def _colour_bar(low, high, width, size=TEXT):
     return strip
 
 
+def _finite_range(scores):
+    """The smallest and the largest finite score; (0, 0) where there is none."""
+    finite = scores[np.isfinite(scores)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
 def heat_map(scores, low=None, high=None):
     """Scores as colours, dark (low) to bright (high), over a bar that gives the two numbers.
 
@@ -175,9 +193,8 @@ def heat_map(scores, low=None, high=None):
     score). Scores that are not finite are grey. The picture's first H rows and W columns are the map, pixel for pixel.
     """
     scores = np.asarray(scores, dtype=np.float32)
-    finite = scores[np.isfinite(scores)] if np.isfinite(scores).any() else np.zeros(1)
-    low = float(finite.min()) if low is None else low
-    high = float(finite.max()) if high is None else high
+    least, largest = _finite_range(scores)
+    low, high = least if low is None else low, largest if high is None else high
     size = max(14, scores.shape[1] // 45)
     bar = _colour_bar(low, high, max(min(scores.shape[1], size * 24), size * 12), size)
     return _stack([_heat_colours(scores, low, high), bar], gap=size // 3)
@@ -217,14 +234,14 @@ def panel_tiles(image, target, prediction, confidence, palette, longest=480):
     }
 
 
-def _label_tile(tile, label, bar=False):
-    """A tile under its name, with the colour bar 0..1 at the right end where asked."""
+def _label_tile(tile, label, bar=None):
+    """A tile under its name, with the colour bar of (low, high) at the right end where bar is given and fits."""
     head = _text_block(label, tile.width)
-    if bar:
-        length = min(190, tile.width - int(_font(TEXT).getlength(label)) - 20)
+    length = min(190, tile.width - int(_font(TEXT).getlength(label)) - 20)
+    if bar and length > 40 + sum(_font(TEXT).getlength(f"{number:.3g}") for number in bar):
         head = Image.new("RGB", (tile.width, round(TEXT * 1.6)), PAPER)
         head.paste(_text_block(label, tile.width - length - 10), (0, 2))
-        head.paste(_colour_bar(0, 1, length), (tile.width - length, 0))
+        head.paste(_colour_bar(*bar, length), (tile.width - length, 0))
     return _stack([ImageOps.pad(head, (tile.width, round(TEXT * 1.6)), color=PAPER), tile], gap=2)
 
 
@@ -238,11 +255,60 @@ def panel(image, target, prediction, confidence, classes, palette, caption):
     known = target < len(classes)
     wrong = f"errors: {(prediction != target)[known].mean():.3f} of labelled pixels" if known.any() else "errors"
     labels = {"overlay": "prediction on input", "errors": wrong}
-    sheet = _grid([_label_tile(t, labels.get(n, n), bar=n == "confidence") for n, t in tiles.items()], 3)
+    bars = {"confidence": (0, 1)}
+    sheet = _grid([_label_tile(tile, labels.get(name, name), bars.get(name)) for name, tile in tiles.items()], 3)
+    return _frame(sheet, caption, _legend_entries(_ids(target, prediction), classes, palette))
+
+
+def _ids(*masks):
+    """The ids that occur in any of the masks."""
+    return set().union(*(np.unique(mask).tolist() for mask in masks))
+
+
+def _frame(sheet, caption, entries):
+    """A sheet of tiles between its caption and its legend."""
     width = sheet.width - 2 * GAP
-    legend = _legend(_legend_entries(set(np.unique(target)) | set(np.unique(prediction)), classes, palette), width)
     head = _stack([_text_block(caption, width, size=24)], margin=GAP)
-    return _stack([head, sheet, _stack([legend], margin=GAP)], gap=0)
+    return _stack([head, sheet, _stack([_legend(entries, width)], margin=GAP)], gap=0)
+
+
+def _alarm_outline(alarm):
+    """The pixels of a mask that have a neighbour outside it, 2 deep: seen where the picture is shown smaller."""
+    return alarm & _grow(_grow(~alarm))
+
+
+def anomaly_tiles(image, target, prediction, score, threshold, palette, longest=480):
+    """The four pictures of `anomaly_panel`, `longest` pixels at their longer side: {name: RGB image}.
+
+    All but the input are taken pixel by pixel (nearest), so that the outline holds exactly the scores it speaks of.
+    """
+    truth, guess = (np.asarray(_fit(Image.fromarray(ids.astype(np.uint8)), longest)) for ids in (target, prediction))
+    shown = np.asarray(_fit(Image.fromarray(score.astype(np.float32)), longest))
+    heat = np.array(_heat_colours(shown, *_finite_range(score)))
+    if threshold is not None:
+        heat[_alarm_outline(shown >= threshold)] = ALARM_COLOUR  # a score that is not a number raises no alarm
+    return {
+        "input": _fit(Image.fromarray(image), longest, Image.Resampling.LANCZOS),
+        "truth": colour_mask(truth, palette),
+        "prediction": colour_mask(guess, palette),
+        "score": Image.fromarray(heat),
+    }
+
+
+def anomaly_panel(image, target, prediction, score, threshold, classes, palette, caption):
+    """One image and its anomaly score: input, truth, prediction and heat map, with a legend and a caption.
+
+    image: (H, W, 3) uint8; target, prediction: (H, W) uint8 ids, 0 … C-1 classes, C anomaly, NORMAL, 255 void; score:
+    (H, W) float32, larger is more anomalous; threshold: pixels at or above it are outlined, None: no outlines; caption:
+    one or more lines with the figures.
+    """
+    tiles = anomaly_tiles(image, target, prediction, score, threshold, palette)
+    bars = {"score": _finite_range(score)}
+    sheet = _grid([_label_tile(tile, name, bars.get(name)) for name, tile in tiles.items()], 2)
+    entries = _legend_entries(_ids(target, prediction), classes, palette)
+    if threshold is not None:
+        entries.append((f"outline: alarm, score from {threshold:.4g} on", ALARM_COLOUR))
+    return _frame(sheet, caption, entries)
 
 
 def contact_sheet(samples, classes, palette):
@@ -363,8 +429,7 @@ def feature_picture(maps, title, size, columns=3, photo=None):
         tiles.append(_label_tile(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS), "input"))
     for name, values in maps.items():
         values = np.asarray(values, dtype=np.float32)
-        finite = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
-        low, high = float(finite.min()), float(finite.max())
+        low, high = _finite_range(values)
         tile = _heat_colours(values, low, high).resize((width, height), Image.Resampling.NEAREST)
         tiles.append(_label_tile(tile, f"{name}: {low:.3g} to {high:.3g}"))
     sheet = _grid(tiles, columns)

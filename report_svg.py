@@ -1,4 +1,5 @@
-"""Drawings of the report page as inline SVG: line charts with round ticks, and the bar of a score against its floor.
+"""Drawings of the report page as inline SVG: line charts with round ticks, and the bar of a score against its floor;
+and numbers as text.
 
 A chart is drawn 380 units wide with 12-unit text, and the page shows it about 340 to 520 pixels wide: legible on a
 phone and on a desk. Colours come from the page's style sheet (classes s0 … s5), so they follow light and dark.
@@ -30,6 +31,17 @@ def tick_text(value):
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else f"{value:.4g}"
+
+
+def score_text(value):
+    """A fraction with three digits, None as a dash."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def percent_text(share):
+    """A share as percent with two digits: 31 %, 3.4 %, 0.052 %."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 else f"{value:#.2g} %" if value >= 0.01 else "under 0.01 %"
 
 
 def finite(points):
@@ -65,42 +77,56 @@ def _curve(points, style, place):
     """One curve; a single point is a dot."""
     spots = [place(x, y) for x, y in points]
     if len(spots) == 1:
-        return f'<circle class="dot s{style}" cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="3"/>'
+        return _dot(spots[0], style, 3)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-    return f'<polyline class="curve s{style}" points="{path}"/>'
+    return f'<polyline class="curve {style}" points="{path}"/>'
+
+
+def _dot(spot, style, radius):
+    return f'<circle class="dot {style}" cx="{spot[0]:.1f}" cy="{spot[1]:.1f}" r="{radius}"/>'
 
 
 def _key(name, style):
     return (
-        f'<span class="key"><svg width="26" height="10" aria-hidden="true"><line class="curve s{style}" x1="1" x2="25" '
+        f'<span class="key"><svg width="26" height="10" aria-hidden="true"><line class="curve {style}" x1="1" x2="25" '
         f'y1="5" y2="5"/></svg> {escape(name)}</span>'
     )
 
 
-def line_chart(title, series, x_label, note=""):
+def _drawable(series):
+    """The curves that have a point, thinned."""
+    thinned = [(name, thin(finite(points))) for name, points in series]
+    return [(name, points) for name, points in thinned if points]
+
+
+def line_chart(title, series, x_label, note="", *, span=None, base=(), dots=None):
     """A chart as an HTML figure, or "" where there is nothing to draw.
 
     series: [(name, [(x, y)])]; values that are None or not finite are left out. The y axis starts at 0, below it only
-    for negative values; beyond the sixth curve the styles repeat.
+    for negative values; beyond the sixth curve the styles repeat. span: (first, last) x, or None: 0 to the last point.
+    base: as series, grey lines that the curves are held against. dots: {name of a curve: (x, y)}, a mark on it.
     """
-    series = [(name, thin(finite(points))) for name, points in series]
-    series = [(name, points) for name, points in series if points]
+    series, base = _drawable(series), _drawable(base)
     if not series:
         return ""
-    values = [y for _, points in series for _, y in points]
+    values = [y for _, points in [*series, *base] for _, y in points]
     ys = round_ticks(min(0.0, *values), max(values) or 1.0)
-    last = max(x for _, points in series for x, _ in points)
-    xs = [tick for tick in round_ticks(0, last, 5) if tick <= last * 1.001]
+    first, last = span or (0, max(x for _, points in series for x, _ in points))
+    slack = (last - first) / 1000
+    xs = [tick for tick in round_ticks(first, last, 5) if first - slack <= tick <= last + slack] or [first]
     left = 14 + 7 * max(len(tick_text(y)) for y in ys)
-    right_end = max(last, xs[-1]) or 1
 
     def place(x, y):
-        across = left + x / right_end * (WIDTH - RIGHT - left)
+        across = left + (x - first) / ((last - first) or 1) * (WIDTH - RIGHT - left)
         return across, HEIGHT - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - BOTTOM - TOP)
 
+    styles = {name: f"s{index % STYLES}" for index, (name, _) in enumerate(series)}
     body = _axes(xs, ys, left, place, x_label)
-    body += [_curve(points, index % STYLES, place) for index, (_, points) in enumerate(series)]
-    keys = "".join(_key(name, index % STYLES) for index, (name, _) in enumerate(series))
+    body += [_curve(points, "base", place) for _, points in base]
+    body += [_curve(points, f"s{index % STYLES}", place) for index, (_, points) in enumerate(series)]
+    body += [_dot(place(x, y), styles[name], 4.5) for name, (x, y) in (dots or {}).items() if name in styles]
+    keys = "".join(_key(name, f"s{index % STYLES}") for index, (name, _) in enumerate(series))
+    keys += "".join(_key(name, "base") for name, _ in base)
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption><div class="keys">{keys}</div>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
@@ -116,23 +142,23 @@ def _mark(value, row, text):
     return f'<text x="{value:.2%}" dx="{shift}" y="{row}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def floor_bar(miou, floor, interval=None):
-    """The score as a bar from 0 to 1, the part that the layout floor explains hatched; interval: [low, high] or None.
+def floor_bar(score, floor, interval=None, names=("mIoU", "layout floor")):
+    """The score as a bar from 0 to 1, the part that the floor explains hatched; interval: [low, high] or None.
 
     Places are shares of the width, so text keeps its size on every screen.
     """
-    common = min(floor, miou) if floor is not None else 0
+    common = min(floor, score) if floor is not None else 0
     parts = [
         '<rect class="track" x="0" y="26" width="100%" height="26"/>',
-        f'<rect class="gain" x="0" y="26" width="{miou:.2%}" height="26"/>',
+        f'<rect class="gain" x="0" y="26" width="{score:.2%}" height="26"/>',
         f'<rect class="floor" x="0" y="26" width="{common:.2%}" height="26"/>',
         f'<rect fill="url(#hatch)" x="0" y="26" width="{common:.2%}" height="26"/>',
-        f'<line class="mark" x1="{miou:.2%}" x2="{miou:.2%}" y1="6" y2="52"/>',
-        _mark(miou, 16, f"mIoU {miou:.3f}"),
+        f'<line class="mark" x1="{score:.2%}" x2="{score:.2%}" y1="6" y2="52"/>',
+        _mark(score, 16, f"{names[0]} {score:.3f}"),
     ]
     if floor is not None:
         parts.append(f'<line class="mark" x1="{floor:.2%}" x2="{floor:.2%}" y1="26" y2="74"/>')
-        parts.append(_mark(floor, 72, f"layout floor {floor:.3f}"))
+        parts.append(_mark(floor, 72, f"{names[1]} {floor:.3f}"))
     if interval:
         low, high = interval
         parts.append(f'<line class="whisker" x1="{low:.2%}" x2="{high:.2%}" y1="39" y2="39"/>')
@@ -144,5 +170,5 @@ def floor_bar(miou, floor, interval=None):
         '<defs><pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<line class="hatch" x1="0" x2="0" y1="0" y2="7"/></pattern></defs>'
     )
-    label = f"mIoU {miou:.3f}" + ("" if floor is None else f", layout floor {floor:.3f}")
+    label = f"{names[0]} {score:.3f}" + ("" if floor is None else f", {names[1]} {floor:.3f}")
     return f'<svg class="bar" width="100%" height="104" role="img" aria-label="{label}">{hatch}{"".join(parts)}</svg>'

@@ -25,6 +25,7 @@ import torch
 import checkpoint
 import data
 import data_audit
+import data_outliers
 import engine
 import flags
 import losses
@@ -44,6 +45,7 @@ def build_parser():
     data.add_geometry_flags(parser)
     models.add_model_flags(parser)
     losses.add_loss_flags(parser)
+    data_outliers.add_outlier_flags(parser)
     engine.add_optim_flags(parser)
     engine.add_run_flags(parser)
     group = parser.add_argument_group("run")
@@ -220,8 +222,11 @@ def figures_of(entry, prefix=""):
 
 def check_flags(args, processes):
     """Read every flag that has a language of its own, before hours go into reading data. Raises UserError."""
-    models.parse_model(args.model)
-    losses.parse_loss(args.loss)
+    _, options = models.parse_model(args.model)
+    terms = losses.choose_terms(args.loss, args.outliers)
+    if "centre" in terms and options["centres"] == "none":
+        raise UserError("term 'centre' of a model without centres", "--loss", f"add --model {args.model}:centres=fixed")
+    data_outliers.parse_paste(args.paste)
     data.parse_sampling(args.sampling, args.crop)
     engine.Schedule(args.schedule, 1, 1)
     if args.batch_size < 2 * processes:
@@ -252,7 +257,8 @@ def write_samples(path, split, sampling, geometry, augment, spec, palette, count
     """A picture of training examples exactly as the network gets them, masks beside them."""
     generator = torch.Generator().manual_seed(0)
     tickets = sampling.draw(generator, count)[0]
-    raw = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
+    pairs = data.TrainingPairs(split, geometry, sampling.outliers)
+    raw = [pairs[ticket] for ticket in tickets]
     images, targets = (torch.stack(part) for part in zip(*raw, strict=True))
     images, targets = augment(images, targets, generator)
     images = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
@@ -278,7 +284,7 @@ def build_criterion(args, model, audit, spec):
     """The loss that --loss, --class-weights and --label-smoothing describe; weights from the training targets."""
     weights = losses.class_weights(args.class_weights, torch.from_numpy(audit.image_counts), spec.classes)
     return losses.Criterion(
-        losses.parse_loss(args.loss),
+        losses.choose_terms(args.loss, args.outliers),
         spec.num_classes,
         data.Normalise(),
         class_weights=weights,
@@ -320,16 +326,14 @@ def validate(training, predictor, split, args, layout, stop):
         indices=indices,
         observe=lambda *_: stop.check(training.processes, step=1),  # alone only: others are at other images
     )
-    parts = engine.gather(totals)
-    for part in parts[1:]:
-        parts[0].merge(part)
-    scores = parts[0].scores()
+    totals = merge_all(engine.gather(totals))
+    scores = totals.scores()
     return {
         "kind": "validation",
         "step": training.step,
         "epoch": training.epoch,
-        "loss": parts[0].loss(),
-        "layout_floor": parts[0].layout_floor(),
+        "loss": totals.loss(),
+        "layout_floor": totals.layout_floor(),
         **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes", "classes_averaged")},
         "iou": dict(zip(split.spec.classes, scores["iou"], strict=True)),
     }
@@ -422,6 +426,51 @@ def fit(run, training, criterion, predictor, splits, geometry, layout, total_ste
     return 0
 
 
+def add_score_statistics(run, splits, args, device, rank, processes, stop):
+    """Put into best.pth what anomaly scores need beside its weights; nothing is done where it is there already."""
+    path = run.path / "best.pth"
+    predictor, content = engine.load_predictor(path, device)
+    if "alarms" in content["data"]:
+        return
+    images = {name: range(rank, len(split), processes) for name, split in splits.items()}
+    progress = report.Progress(sum(map(len, images.values())), "score statistics", "images")
+
+    def observe(done):
+        progress.update(done)
+        stop.check(processes, step=1)  # alone only: others are at other images
+
+    options = {"batch_size": args.batch_size, "workers": args.workers}
+    try:
+        statistics = engine.collect_statistics(
+            predictor, splits["train"], indices=images["train"], observe=observe, **options
+        )
+        statistics = merge_all(engine.gather(statistics)).finish()
+        predictor.statistics.update(statistics)
+        before = len(images["train"])
+        histograms = engine.count_known(
+            predictor,
+            splits["val"],
+            predictor.scores(),
+            indices=images["val"],
+            observe=lambda done: observe(before + done),
+            **options,
+        )
+    finally:
+        progress.close()
+    parts = engine.gather(histograms)
+    histograms = {name: merge_all([part[name] for part in parts]) for name in histograms}
+    if run.main:
+        content["data"] |= {"statistics": statistics, "alarms": engine.alarm_thresholds(histograms)}
+        checkpoint.save_checkpoint(path, content)
+
+
+def merge_all(parts):
+    """Every process's counts as one."""
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0]
+
+
 def main():
     """Train, or go on training."""
     args, last = read_args(build_parser())
@@ -443,7 +492,11 @@ def main():
     if rank:  # every process has the same model, and dropout and noise of its own
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
-    sampling = data.Sampling(*data.parse_sampling(args.sampling, args.crop), audits["train"], geometry)
+    known = data.build_spec(args.dataset, splits["train"].root).classes  # the held-out ones too
+    outliers, lines = data_outliers.open_outliers(args, spec, known)
+    for line in lines if rank == 0 else []:
+        print(line)
+    sampling = data.Sampling(*data.parse_sampling(args.sampling, args.crop), audits["train"], geometry, outliers)
     batches = sampling.draw(torch.Generator(), args.batch_size)
     steps = len(data.share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps
@@ -472,7 +525,14 @@ def main():
         write_samples(run.path / "samples.png", splits["train"], sampling, geometry, augment, spec, palette)
         print(f"{run.path}/samples.png shows what the network will see")
     predictor = engine.Predictor(training.best, spec.num_classes, geometry, device)
-    code = fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, StopSignal())
+    stop = StopSignal()
+    code = fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, stop)
+    if not code:
+        try:
+            add_score_statistics(run, splits, args, device, rank, processes, stop)
+        except Interrupted:
+            print(f"stopped before the score statistics; go on with --run-dir {run.path} --resume")
+            return 128 + max(engine.gather(stop.number))
     if rank == 0 and not code:
         print_result(run)
     return code

@@ -153,7 +153,10 @@ def measure(run, args):
     if kept.is_file():
         return torch.load(kept, weights_only=True)
     predictor, content = engine.load_predictor(run / "best.pth", engine.choose_device(args.device))
-    about = Namespace(dataset=content["data"]["dataset"], data_dir=content["config"]["data_dir"])
+    config = content["config"]
+    about = Namespace(
+        dataset=content["data"]["dataset"], data_dir=config["data_dir"], anomaly_classes=config["anomaly_classes"]
+    )
     split = data.open_split(*engine.open_dataset(about), "test", args.limit)
     layout_map = engine.layout_map_of(content)
     options = {"batch_size": 8, "workers": args.workers}

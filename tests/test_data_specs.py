@@ -103,7 +103,7 @@ def test_msrcs_own_archive_has_no_lists_and_is_cut_by_name(tmp_path, folder, cap
     splits = read_all("msrc", tmp_path)
     assert sum(map(len, splits.values())) == 40
     assert all(splits["test"].pairs)
-    data.open_dataset(Namespace(dataset="msrc", data_dir=tmp_path))
+    data.open_dataset(Namespace(dataset="msrc", data_dir=tmp_path, anomaly_classes=""))
     assert "no train.txt" in capsys.readouterr().err
 
 
@@ -219,3 +219,93 @@ def test_a_missing_folder_is_told_the_layout(tmp_path, name):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"no folder .*{name} expects "):
             data.open_split(data_specs.build_spec(name, root), root, "train")
+
+
+# --- anomalies by agreement
+
+
+def test_road_anomaly_is_read_as_it_is_published(tmp_path):
+    for top in ("", "RoadAnomaly_jpg"):
+        root = tmp_path / (top or "plain") / "set"
+        frames = root / top / "frames"
+        for name in ("animals01_cows", "vehicle02.old"):
+            (frames / f"{name}.labels").mkdir(parents=True)
+            Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(frames / f"{name}.jpg")
+            labels = np.zeros((6, 8), np.uint8)
+            labels[2:4, 2:5] = 2
+            Image.fromarray(labels).save(frames / f"{name}.labels" / "labels_semantic.png")
+            Image.fromarray(labels).save(frames / f"{name}.labels" / "labels_semantic_color.png")
+        spec = data_specs.build_spec("road_anomaly", root)
+        pairs = data_specs.find_pairs(spec, root, "test")
+        assert [image.name for image, _ in pairs] == ["animals01_cows.jpg", "vehicle02.old.jpg"]
+        assert {mask.name for _, mask in pairs} == {"labels_semantic.png"}
+        with pytest.raises(UserError, match="no split 'train' in road_anomaly.*known: test"):
+            data_specs.find_pairs(spec, root, "train")
+        seen = data_specs.adopt_classes(spec, ["road", "car"], [(0, 0, 0), (9, 9, 9)])
+        target = data.read_target(pairs[0][1], seen)
+        assert (target == 2).sum() == 6  # anomaly: the number of classes
+        assert (target == data_specs.NORMAL).sum() == 42
+        assert seen.num_classes == 2
+
+
+@pytest.mark.real_data
+def test_road_anomaly_holds_60_frames_of_a_tenth_anomaly(real_data):
+    root = real_data / "road_anomaly"
+    spec = data_specs.adopt_classes(data_specs.build_spec("road_anomaly", root), ["road"], [(0, 0, 0)])
+    split = data.open_split(spec, root, "test")
+    assert len(split) == 60
+    targets = [split.read_target(i) for i in range(60)]
+    share = np.mean([(target == 1).mean() for target in targets])
+    assert share == pytest.approx(0.099, abs=0.001)
+    assert set(np.unique(np.concatenate([t.ravel() for t in targets]))) == {1, data_specs.NORMAL}
+
+
+def write_mask(path, values, colours=None):
+    mask = np.asarray(values, np.uint8)
+    Image.fromarray(mask if colours is None else np.asarray(colours, np.uint8)[mask]).save(path)
+    return path
+
+
+def test_held_out_classes_are_void_in_training_and_anomalies_elsewhere(tmp_path):
+    spec = data_specs.hold_out(data_specs.CAMVID, ["bicyclist", "building"])
+    assert spec.classes == tuple(c for c in data_specs.CAMVID.classes if c not in ("bicyclist", "building"))
+    assert len(spec.palette) == spec.num_classes == 9
+    assert spec.palette[1] == data_specs.CAMVID.palette[2]
+    path = write_mask(tmp_path / "m.png", [[0, 1, 2, 9, 10, 11]])  # sky, building, pole, pedestrian, bicyclist, void
+    assert data.read_target(path, spec.of_split("val")).tolist() == [[0, 9, 1, 8, 9, 255]]
+    assert data.read_target(path, spec.of_split("test")).tolist() == [[0, 9, 1, 8, 9, 255]]
+    assert data.read_target(path, spec.of_split("train")).tolist() == [[0, 255, 1, 8, 255, 255]]
+
+
+def test_held_out_classes_of_a_set_in_colours(tmp_path):
+    spec = data_specs.hold_out(data_specs.MSRC, ["cow"])
+    colours = [data_specs.MSRC_COLOURS["cow"], data_specs.MSRC_COLOURS["boat"], (0, 0, 0)]
+    path = write_mask(tmp_path / "m.png", [[0, 1, 2]], colours)
+    assert data.read_target(path, spec.of_split("train")).tolist() == [[255, 21, 255]]
+    assert data.read_target(path, spec.of_split("test")).tolist() == [[22, 21, 255]]
+
+
+def test_a_sets_own_anomaly_stays_one_and_stays_an_error_in_training(tmp_path):
+    spec = data_specs.hold_out(data_specs.STREETS, ["car"])
+    path = write_mask(tmp_path / "m.png", [[0, 1, 11, 13, 14]])  # void, unlabeled, car, traffic sign, anomaly
+    assert data.read_target(path, spec.of_split("test")).tolist() == [[255, 0, 12, 11, 12]]
+    assert data.read_target(path, spec.of_split("train")).tolist() == [[255, 0, 255, 11, 12]]
+
+
+def test_what_cannot_be_held_out_is_refused():
+    with pytest.raises(UserError, match="no class 'bicycle' in camvid.*'bicyclist'"):
+        data_specs.hold_out(data_specs.CAMVID, ["bicycle"])
+    with pytest.raises(UserError, match="no class is left"):
+        data_specs.hold_out(data_specs.CAMVID, data_specs.CAMVID.classes)
+
+
+def test_a_folder_is_recognised_by_what_lies_in_it(tmp_path, folder_set):
+    assert data_specs.recognise(folder_set).name == "folder"
+    for name in ("train", "trainannot"):
+        (tmp_path / "c" / name).mkdir(parents=True)
+    write_mask(tmp_path / "c" / "trainannot" / "a.png", [[0]])
+    assert data_specs.recognise(tmp_path / "c").name == "camvid"
+    with pytest.raises(UserError, match="no known data set"):
+        data_specs.recognise(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        data_specs.recognise(tmp_path / "none")

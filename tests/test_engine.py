@@ -272,7 +272,7 @@ def test_prediction_figures_against_softmax():
     target = torch.randint(0, 4, (9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     target[0] = 255
     target[1] = 4  # anomaly: no known class
-    found = engine.predict(logits, (9, 11), target, ["maxlogit"])
+    found = engine.predict({"out": logits}, (9, 11), target, ["maxlogit"])
     probabilities = logits.softmax(0)
     assert torch.equal(found.labels.long(), probabilities.argmax(0))
     assert torch.allclose(found.confidence, probabilities.max(0).values)

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 import metrics_scores
 from metrics import ScoreHistogram, image_anomaly_scores
@@ -168,6 +169,52 @@ def test_shards_and_batches_in_any_order_add_up_to_the_whole(kind):
     assert forward.positives == int(positives.sum())
 
 
+@pytest.mark.parametrize("kind", ["logits", "lognormal", "heavy ties", "all equal"])
+def test_two_threads_count_the_same_as_one(kind, monkeypatch):
+    scores, positives = draw(kind, 300_000, torch.Generator().manual_seed(11))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    whole = histogram_of(scores, positives)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(metrics_scores, "CPU_CHUNK", 20_000)  # many turns, and drops of the resolution
+    for _ in range(3):
+        assert_same(histogram_of(scores, positives), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counting_without_sorting_as_on_other_devices_gives_the_same(kind):
+    scores, positives = draw(kind, 60_000, torch.Generator().manual_seed(12))
+    histogram, keys = ScoreHistogram(), metrics_scores._order_keys(scores)
+    histogram._insert(keys, keys, torch.ones_like(keys), positives)
+    assert_same(histogram, histogram_of(scores, positives))
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(metrics_scores, "CPU_CHUNK", 10)
+    monkeypatch.setattr(ScoreHistogram, "_insert", fail)
+    with pytest.raises(MemoryError):
+        ScoreHistogram().update(torch.zeros(100), torch.zeros(100, dtype=torch.bool))
+
+
+def test_counting_needs_little_memory_besides(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    generator = torch.Generator().manual_seed(7)
+    scores = torch.randint(-(2**31), 2**31, (10_000_000,), generator=generator).int().view(torch.float32)
+    scores = scores.where(torch.isfinite(scores), 0.0)
+    positives = torch.ones_like(scores, dtype=torch.bool)
+    histogram = histogram_of(scores[:1_000_000], positives[:1_000_000])
+    tracemalloc.start()  # sees numpy's memory; torch's are the bins, and what a block of scores needs
+    histogram.update(scores, positives)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    stored = [value for value in vars(histogram).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in stored) <= 34e6
+    assert peak <= 24e6
+
+
 def test_merging_keeps_the_coarser_resolution():
     scores, positives = draw("narrow", 5000, torch.Generator().manual_seed(6))
     coarse = histogram_of(scores[:4000], positives[:4000], resolution=0)
@@ -253,13 +300,162 @@ def test_pooled_fpr95_is_that_of_the_first_threshold_reaching_it(kind):
     assert histogram_of(twenty, positives).fpr95() == 0
 
 
+def f1_scores(scores, positives):
+    """F1 at every score as a threshold, from the highest down: (thresholds, f1)."""
+    precision, recall, thresholds = precision_recall_curve(positives, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    return thresholds[::-1], f1[:-1][::-1]  # scikit-learn adds a threshold above all scores
+
+
+def rates_at(threshold, scores, positives):
+    """False and true positive rate, and precision, of `score >= threshold`."""
+    alarms = scores >= threshold
+    hit = float((alarms & positives).sum())
+    return (
+        float((alarms & ~positives).sum() / (~positives).sum()),
+        hit / float(positives.sum()),
+        hit / float(alarms.sum()),
+    )
+
+
+FEW_KINDS = ["logits", "mixed signs", "heavy ties", "narrow", "all equal", "tiny"]
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS)
+def test_best_f1_is_the_largest_over_all_thresholds(kind):
+    generator = torch.Generator().manual_seed(2)
+    for size in (2, 25, 500):
+        scores, positives = draw(kind, size, generator)
+        thresholds, f1 = f1_scores(scores, positives)
+        best, threshold = histogram_of(scores, positives).best_f1()
+        assert best == pytest.approx(f1.max(), abs=1e-12)
+        assert threshold in thresholds[f1 >= f1.max() - 1e-12].tolist()
+        coarse = histogram_of(scores, positives, resolution=0)
+        found, threshold = coarse.best_f1()
+        assert found == pytest.approx(f1[thresholds == threshold][0], abs=1e-12)  # can be had
+        bins = coarse.state()
+        widest = int((bins["pixels"] - bins["positives"]).max())
+        assert found <= best + 1e-12
+        assert best <= found + widest / int(positives.sum())
+
+
+def test_of_equally_good_thresholds_the_highest_is_taken():
+    scores, positives = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, True])  # F1 2/3, 1/2, 4/5
+    assert histogram_of(scores, positives).best_f1() == (pytest.approx(0.8), 1.0)
+    scores, positives = (
+        torch.tensor([4.0, 3.0, 2.0, 1.0]),
+        torch.tensor([True, False, False, True]),
+    )  # 2/3, 1/2, 2/5, 2/3
+    assert histogram_of(scores, positives).best_f1() == (pytest.approx(2 / 3), 4.0)
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.01, 0.25, 1.0])
+def test_what_is_found_at_a_false_positive_rate(kind, rate):
+    generator = torch.Generator().manual_seed(3)
+    for size in (2, 25, 500):
+        scores, positives = draw(kind, size, generator)
+        fpr, tpr, _ = roc_curve(positives, scores, drop_intermediate=False)
+        exact = histogram_of(scores, positives).found_at(rate)
+        assert exact == pytest.approx(tpr[fpr <= rate].max(), abs=1e-12)
+        coarse = histogram_of(scores, positives, resolution=0)
+        found = coarse.found_at(rate)
+        assert any(found == pytest.approx(share) for share in tpr[fpr <= rate])  # can be had within the rate
+        assert exact <= found + int(coarse.state()["positives"].max()) / int(positives.sum()) + 1e-12
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.05, 0.5, 1.0])
+def test_the_threshold_at_a_rate_is_the_smallest_score_that_keeps_it(kind, rate):
+    generator = torch.Generator().manual_seed(4)
+    for size in (2, 25, 500):
+        scores, positives = draw(kind, size, generator)
+        for truth in (positives, torch.zeros_like(positives)):  # an alarm threshold is chosen without any positive
+            exact = histogram_of(scores, truth).threshold_at(rate)
+            candidates = [*scores.tolist(), float(np.nextafter(scores.max().numpy(), np.float32(np.inf)))]
+            alarming = {score: int((scores[~truth] >= score).sum()) / int((~truth).sum()) for score in candidates}
+            assert exact == min(score for score, share in alarming.items() if share <= rate)
+            coarse = histogram_of(scores, truth, resolution=0).threshold_at(rate)
+            assert alarming[coarse] <= rate  # a score seen, or the one above all
+            assert coarse >= exact
+
+
+def test_a_threshold_above_all_scores_where_the_highest_alarm_too_often():
+    scores, normal = torch.tensor([1.0, 5.0, 5.0]), torch.zeros(3, dtype=torch.bool)
+    assert histogram_of(scores, normal).threshold_at(0.5) == float(np.nextafter(np.float32(5), np.float32(6)))
+    assert histogram_of(scores, normal).threshold_at(0.7) == 5.0
+    assert histogram_of(-scores, normal).threshold_at(0.0) == float(np.nextafter(np.float32(-1), np.float32(0)))
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
+def test_a_rate_outside_its_range_is_refused(bad):
+    histogram = histogram_of(*draw("logits", 10, torch.Generator().manual_seed(0)))
+    for function in (histogram.found_at, histogram.threshold_at):
+        with pytest.raises(ValueError, match="a rate lies in 0..1"):
+            function(bad)
+
+
+@pytest.mark.parametrize("kind", ["logits", "heavy ties", "all equal", "saturated"])
+@pytest.mark.parametrize("resolution", [metrics_scores.EXACT, 0])
+def test_the_curves_hold_real_points_in_small_steps(kind, resolution):
+    generator = torch.Generator().manual_seed(6)
+    for size, points in ((2, 200), (30, 200), (5000, 200), (5000, 31), (5000, 2)):
+        scores, positives = draw(kind, size, generator)
+        histogram = histogram_of(scores, positives, resolution)
+        curves = histogram.curves(points)
+        rows = list(zip(*(curves[name] for name in ("threshold", "fpr", "tpr", "precision")), strict=True))
+        assert 1 <= len(rows) <= points
+        for threshold, *rates in rows:
+            assert rates == pytest.approx(rates_at(threshold, scores, positives), abs=1e-6)
+        assert curves["threshold"] == sorted(curves["threshold"], reverse=True)
+        lowest = metrics_scores._as_scores(histogram.state()["low"].numpy())
+        assert (curves["threshold"][0], curves["threshold"][-1]) == (lowest[-1], lowest[0])
+        if points > 2 and kind == "logits" and resolution > 0:  # single scores, so no step is large in itself
+            for axis, kind_size in (("fpr", int((~positives).sum())), ("tpr", int(positives.sum()))):
+                assert np.diff([0, *curves[axis]]).max() <= 1 / (points // 2 - 1) + 1 / kind_size + 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_density_is_the_clipped_histogram_of_each_kind(kind):
+    scores, positives = draw(kind, 3000, torch.Generator().manual_seed(8))
+    density = histogram_of(scores, positives).density(bins=20)
+    edges, values = np.array(density["edges"]), scores.double().numpy()
+    assert len(edges) == 21
+    assert (np.diff(edges) > 0).all()
+    low, high = np.quantile(values, [0.001, 0.999], method="inverted_cdf")
+    if low < high:
+        assert edges[[0, -1]].tolist() == [low, high]
+    for name, chosen in (("normal", ~positives), ("anomaly", positives)):
+        inside = values[chosen.numpy()].clip(edges[0], edges[-1])
+        counts = np.array([((inside >= a) & (inside < b)).sum() for a, b in itertools.pairwise(edges)])
+        counts[-1] += (inside == edges[-1]).sum()
+        assert density[name] == pytest.approx((counts / counts.sum()).tolist(), abs=1e-12)
+
+
+def test_the_density_of_one_kind_or_none():
+    scores = torch.tensor([1.0, 2.0, 3.0])
+    density = histogram_of(scores, torch.zeros(3, dtype=torch.bool)).density(2)
+    assert density == {"edges": [1.0, 2.0, 3.0], "normal": pytest.approx([1 / 3, 2 / 3]), "anomaly": None}
+    assert ScoreHistogram().density() is None
+    equal = histogram_of(torch.full((9,), 7.0), torch.arange(9) < 3).density(3)
+    assert equal == {
+        "edges": pytest.approx([3.5, 5.8333333, 8.1666667, 10.5]),
+        "normal": [0, 1, 0],
+        "anomaly": [0, 1, 0],
+    }
+
+
 def test_without_both_kinds_there_is_no_figure():
     scores = torch.tensor([1.0, 2.0])
     for histogram in (ScoreHistogram(), *(histogram_of(scores, torch.full((2,), kind)) for kind in (False, True))):
         assert histogram.aupr() == (None, None)
         assert histogram.auroc() == (None, None)
         assert histogram.fpr95() is None
+        assert histogram.best_f1() == (None, None)
+        assert histogram.found_at(0.01) is None
+        assert histogram.curves() is None
     assert (histogram.negatives, histogram.positives) == (0, 2)
+    assert histogram.threshold_at(0.01) is None
     for kind in (False, True):
         assert image_anomaly_scores(scores, torch.full((2,), kind)) is None
     assert image_anomaly_scores(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) is None

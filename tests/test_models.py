@@ -18,6 +18,7 @@ from torchvision.ops import StochasticDepth
 
 import flags
 import models
+import models_parts
 from flags import UserError
 
 LIGHT = ["fpn_mobilenet_v2", "mobilenetv2"]
@@ -243,7 +244,7 @@ def test_auxiliary_head_only_where_it_has_a_weight():
     assert build("deeplabv3_resnet50").aux_weights == {"aux": 0.4}
     without = build("deeplabv3_resnet50", aux=0.0)
     assert without.aux_weights == {}
-    assert set(without.train()(torch.randn(2, 3, 33, 33))) == {"out", "features"}
+    assert set(without.train()(torch.randn(2, 3, 33, 33))) == {"out", "features", "backbone"}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -563,3 +564,94 @@ def test_the_help_lists_every_model_and_option_with_its_default():
         for option, value in options.items():
             shown = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
             assert f"{option}={shown}" in models.LISTING or f"{backbone}: {shown}" in models.LISTING, (name, option)
+
+
+# --- heads for the unknown
+
+
+def test_dropout_acts_in_training_and_rests_in_evaluation():
+    model = models.build_model("fpn_mobilenet_v2", 5, {"dropout": 0.5})
+    images = torch.randn(2, 3, 64, 64)
+    models.freeze(model, "backbone")
+    models.train_mode(model)
+    model.pyramid.eval()
+    assert not torch.equal(model(images)["out"], model(images)["out"])
+    model.eval()
+    assert torch.equal(model(images)["out"], model(images)["out"])
+
+
+def test_a_distance_head_gives_minus_squared_distances_to_its_centres():
+    head = models_parts.Centres(4, learnt=False)
+    embedding = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    logits = head(embedding)
+    vectors = embedding.permute(0, 2, 3, 1).reshape(-1, 4)
+    expected = -torch.cdist(vectors.double(), 3.0 * torch.eye(4).double()).square()
+    torch.testing.assert_close(logits.permute(0, 2, 3, 1).reshape(-1, 4).double(), expected, atol=1e-4, rtol=1e-5)
+    assert float(head(3.0 * torch.eye(4)[None, :, :, None]).amax()) == 0  # at its centre, and never above
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(embedding.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learnt"])
+@pytest.mark.parametrize("name", ["fpn_mobilenet_v2", "deeplabv3_mobilenet_v3_large"])
+def test_centres_train_only_when_learnt_and_every_family_takes_them(name, kind):
+    model = models.build_model(name, 5, {"centres": kind}).train()
+    outputs = model(torch.randn(2, 3, 64, 64))
+    assert outputs["out"].shape == (2, 5, 64, 64)
+    assert float(outputs["out"].detach().amax()) <= 0
+    (-outputs["out"].mean()).backward()
+    assert ("centres.places" in dict(model.named_parameters())) == (kind == "learnt")
+    assert "centres.places" in model.state_dict()
+    if kind == "learnt":
+        assert model.centres.places.grad.abs().sum() > 0
+
+
+def test_a_residual_head_starts_as_the_classifier_and_never_changes_its_answer():
+    torch.manual_seed(0)
+    plain = models.build_model("fpn_mobilenet_v2", 5).eval()
+    model = models.build_model("fpn_mobilenet_v2", 5, {"residual": True}).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.randn(1, 3, 64, 96)
+    before = model(images)
+    assert torch.equal(before["out"], plain(images)["out"])
+    assert torch.equal(before["open"], before["out"])
+    models.freeze(model, "all-but-residual")
+    models.train_mode(model)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(3):  # in training mode: frozen batch norm keeps its statistics, dropout is on
+        model(images)["open"].square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.eval()
+    after = model(images)
+    assert torch.equal(after["out"], before["out"])  # the known classes' logits, not only their argmax
+    assert not torch.equal(after["open"], before["open"])
+
+
+def test_an_unfrozen_segmenter_learns_nothing_from_the_residual_head():
+    model = models.build_model("fpn_mobilenet_v2", 5, {"residual": True}).train()
+    model(torch.randn(2, 3, 64, 64))["open"].square().mean().backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == {"residual_head.2.bias"} or moved <= {n for n, _ in model.named_parameters() if "residual" in n}
+
+
+def test_freezing_all_but_a_residual_head_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no residual head.*residual=on"):
+        models.freeze(models.build_model("fpn_mobilenet_v2", 3), "all-but-residual")
+
+
+def test_a_trained_segmenters_file_starts_a_model_with_a_residual_head(tmp_path):
+    plain = models.build_model("fpn_mobilenet_v2", 5)
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    model = models.build_model("fpn_mobilenet_v2", 5, {"residual": True})
+    lines = models.load_weights(model, str(tmp_path / "plain.pth"))
+    assert "new, random: residual_head (4 tensors)" in lines
+    assert torch.equal(model.eval()(torch.ones(1, 3, 32, 32))["out"], plain.eval()(torch.ones(1, 3, 32, 32))["out"])
+
+
+def test_every_model_shows_its_backbones_coarsest_map():
+    model = models.build_model("fpn_mobilenet_v2", 5).eval()
+    images = torch.randn(1, 3, 64, 96)
+    outputs = model(images)
+    assert torch.equal(outputs["backbone"], model.backbone_features(images)[-1])
+    assert outputs["backbone"].shape == (1, 320, 2, 3)

@@ -172,6 +172,28 @@ def test_colour_mask_shows_each_id_in_its_colour():
 def test_void_stays_black_beside_the_largest_palette():
     palette = report.distinct_palette(255)
     assert report.colour_mask(np.array([[255, 254]], dtype=np.uint8), palette).getpixel((0, 0)) == (0, 0, 0)
+    assert report.colour_mask(np.array([[253]], dtype=np.uint8), palette).getpixel((0, 0)) == palette[253]
+
+
+def test_normal_pixels_without_a_class_are_grey_in_every_picture(scene):
+    image, target, prediction, confidence = scene
+    target[target == 1] = report.NORMAL
+    assert (np.asarray(report.colour_mask(target, PALETTE))[target == report.NORMAL] == report.NORMAL_COLOUR).all()
+    assert (np.asarray(report.overlay(image, np.full((40, 60), 253, np.uint8), PALETTE)) == image).all()
+    entries = report_pictures._legend_entries({0, 3, report.NORMAL}, CLASSES, PALETTE)
+    assert entries[1:] == [("anomaly", report.ANOMALY_COLOUR), ("normal, class not known", report.NORMAL_COLOUR)]
+    assert ("not labelled", report.VOID_COLOUR) in report_pictures._legend_entries({254, 253}, CLASSES, PALETTE)
+    assert report.NORMAL_COLOUR in colours_of(report.panel(image, target, prediction, confidence, CLASSES, PALETTE, ""))
+    assert report.NORMAL_COLOUR in colours_of(report.contact_sheet([(image, target, "")], CLASSES, PALETTE))
+
+
+def test_grey_of_normal_pixels_and_outline_of_alarms_stand_out():
+    others = [*report.distinct_palette(9), report.VOID_COLOUR, report.ANOMALY_COLOUR]
+    grey, known = seen([report.NORMAL_COLOUR]), seen(others)
+    assert min(ciede2000(grey[sight], known[sight]).min() for sight in grey) >= 8
+    ramp = np.asarray(report.heat_map(np.linspace(0, 1, 256)[None]))[0]
+    outline, heat = seen([report.ALARM_COLOUR]), seen([*ramp, report.UNKNOWN_COLOUR])
+    assert min(ciede2000(outline[sight], heat[sight]).min() for sight in outline) >= 25
 
 
 def test_saved_mask_reads_back_as_ids_and_as_colours(tmp_path, scene):
@@ -548,6 +570,26 @@ def test_chart_puts_points_where_they_belong():
     assert "x &amp; y" in chart
 
 
+def test_chart_takes_a_range_lines_to_compare_with_and_dots():
+    curves = [("none", [(0, None)]), ("a", [(-4, 0.5), (6, 1.0)]), ("b", [(-4, 0), (6, 0.2)])]
+    dots = {"b": (1, 0.5), "none": (1, 1), "<unknown>": (0, 0)}
+    chart = report_svg.line_chart("t", curves, "x", span=(-4, 6), base=[("<chance>", [(1, 0), (1, 1)])], dots=dots)
+    (first, line), (second, _) = points_of(chart)
+    assert (first, second) == ("s0", "s1")
+    assert line[1][0] == report_svg.WIDTH - report_svg.RIGHT
+    assert 0 < line[0][0] < 60  # the range fills the axis
+    middle = (line[0][0] + line[1][0]) / 2
+    (base,) = re.findall(r'class="curve base" points="([^"]+)"', chart)
+    top, bottom = report_svg.TOP, report_svg.HEIGHT - report_svg.BOTTOM
+    assert base == f"{middle:.1f},{bottom:.1f} {middle:.1f},{top:.1f}"
+    assert re.findall("<circle[^>]+>", chart) == [
+        f'<circle class="dot s1" cx="{middle:.1f}" cy="{(top + bottom) / 2:.1f}" r="4.5"/>'
+    ]
+    assert "</svg> &lt;chance&gt;</span>" in chart
+    assert re.findall(r'text-anchor="middle">(-?[\d.]+)<', chart) == ["-4", "-2", "0", "2", "4", "6"]
+    assert ">0.3<" in report_svg.line_chart("t", [("a", [(0.3, 1)])], "x", span=(0.3, 0.3))
+
+
 def test_chart_leaves_out_what_is_not_a_number_and_keeps_single_points():
     values = [(1, None), (2, float("nan")), (3, float("inf")), (4, 0.5)]
     chart = report_svg.line_chart("loss", [("training", values)], "step")
@@ -716,8 +758,8 @@ def test_page_says_what_the_score_is_worth(tmp_path):
         "pixels 40,262,400",
         "canvas 240x320 flip no",
         "best 0.500 at step 40; floor 0.220",
-        "0.31236 ± 0.00005 0.9000 ± 0.0000 –",
-        "mean over 112 images 0.280 0.910 0.310",
+        "score AUPR AUROC AUPR AUROC FPR95 max<logit> 0.31236 ± 0.00005 0.9000 ± 0.0000 0.280 0.910 0.310",
+        "ean over the 112 images that hold both kinds of pixel",
     ):
         assert part in page.text
     assert "%" not in page.text.replace("95 %", "")
@@ -732,6 +774,7 @@ def test_page_draws_bars_to_scale(tmp_path):
     assert '<rect class="floor" x="0" y="26" width="25.00%"' in text
     assert '<line class="whisker" x1="55.00%" x2="65.00%"' in text
     assert 'class="floor" x="0" y="26" width="10.00%"' in report_svg.floor_bar(0.1, 0.25)  # never beyond the score
+    assert 'aria-label="AUPR 0.600, chance 0.250"' in report_svg.floor_bar(0.6, 0.25, None, ("AUPR", "chance"))
     styles = [value for tag, name, value in page.attributes if name == "style"]
     assert "width:91.00%" in styles
     assert [style for style in styles if style.startswith("background")] == [
