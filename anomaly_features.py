@@ -139,9 +139,9 @@ class ScoreStatistics:
             self._add(name, moments)
 
     def state(self):
-        """What was counted so far, as plain tensors: {name: {"count", "mean", "squares", "outer"}}, None left out."""
+        """What was counted so far, as CPU tensors: {name: {"count", "mean", "squares", "outer"}}, None left out."""
         return {
-            name: {part: values for part, values in moments.parts().items() if values is not None}
+            name: {part: values.cpu() for part, values in moments.parts().items() if values is not None}
             for name, moments in self._moments.items()
         }
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+import anomaly
 import checkpoint
 import data
 import data_audit
@@ -444,7 +445,9 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
         statistics = engine.collect_statistics(
             predictor, splits["train"], indices=images["train"], observe=observe, **options
         )
-        statistics = merge_all(engine.gather(statistics)).finish()
+        states = engine.gather(statistics.state())
+        parts = [anomaly.ScoreStatistics.from_state(predictor.num_classes, state) for state in states]
+        statistics = merge_all(parts).finish()
         predictor.statistics.update(statistics)
         before = len(images["train"])
         histograms = engine.count_known(

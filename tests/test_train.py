@@ -36,7 +36,10 @@ def test_run_directory_and_checkpoint_hold_what_was_promised(trained):
     assert best["data"]["classes"] == ["red", "green", "blue"]
     assert best["data"]["layout_map"].shape == (120, 160)
     assert best["data"]["layout_map"].dtype == torch.uint8
-    assert best["model"] == {"name": "mobilenetv2", "options": {"skips": False, "properties": 0.0}}
+    options = {"skips": False, "centres": "none", "residual": False, "properties": 0.0}
+    assert best["model"] == {"name": "mobilenetv2", "options": options}
+    assert best["data"]["statistics"].keys() == {"max_logit", "similarity", "mahalanobis"}
+    assert best["data"]["alarms"]["sml"].keys() == {"0.01", "0.001"}
     assert best["config"]["lr"] == 0.001
     assert "training" not in best
     assert (
