@@ -114,7 +114,8 @@ def test_anomaly_figures_are_there_where_the_split_has_anomalies(tmp_path, monke
     split = data.open_split(spec, tmp_path, "test")
     layout = np.zeros(metrics.GRID, np.uint8)
     totals = engine.evaluate(predictor, split, layout_map=layout, scores=["maxlogit"])
-    content = {"data": {"classes": list(spec.classes), "dataset": spec.name, "geometry": vars(predictor.geometry)}}
+    about = {"classes": list(spec.classes), "dataset": spec.name, "geometry": vars(predictor.geometry)}
+    content = {"data": about, "config": {}}
     result = evaluate.summarise(totals, split, content, predictor)
     row = result["anomaly"]["maxlogit"]
     assert row["aupr"] == pytest.approx(1.0)  # dark pixels are the anomalies, and get the largest score

@@ -78,13 +78,15 @@ def test_one_step_at_an_odd_size_reaches_every_parameter(name):
     images = torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(images)
-    assert outputs.keys() == {"out", "features", *model.aux_weights}
+    assert outputs.keys() == {"out", "features", "backbone", *model.aux_weights}
     maps = [value for key, value in outputs.items() if key in ("out", "aux")]
     assert all(logits.shape == (2, 5, *size) and logits.dtype == torch.float32 for logits in maps)
     assert all(value.isfinite().all() for value in outputs.values())
     assert outputs["properties"].shape == (2, 6)
     assert outputs["features"].shape[1] == model.get_submodule(model.class_layers[0]).in_channels
-    sum(value.float().square().mean() for key, value in outputs.items() if key != "features").backward()
+    sum(
+        value.float().square().mean() for key, value in outputs.items() if key not in ("features", "backbone")
+    ).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -150,7 +152,7 @@ def test_in_evaluation_an_image_does_not_depend_on_its_batch(name):
     images = torch.randn(2, 3, 65, 81)
     with torch.no_grad():
         outputs = model(images)
-        assert outputs.keys() == {"out", "features"}
+        assert outputs.keys() == {"out", "features", "backbone"}
         torch.testing.assert_close(model(images[1:])["out"], outputs["out"][1:], rtol=1e-4, atol=1e-5)
 
 
@@ -562,7 +564,8 @@ def test_the_help_lists_every_model_and_option_with_its_default():
         assert family in models.LISTING
         assert backbone in models.LISTING
         for option, value in options.items():
-            shown = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+            shown = f"{value:g}" if isinstance(value, float) else value
+            shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else shown
             assert f"{option}={shown}" in models.LISTING or f"{backbone}: {shown}" in models.LISTING, (name, option)
 
 
