@@ -153,7 +153,7 @@ class ScoreStatistics:
         return statistics
 
     def finish(self):
-        """What a checkpoint keeps and the scores take, as plain CPU tensors; what was never added is left out.
+        """What a checkpoint keeps and the scores take, as plain CPU tensors; what has seen no class is left out.
 
         {"max_logit": {"count", "mean", "std"}, "similarity": {"count", "means"}, "mahalanobis": {"count", "means",
         "precision"}}: count (C,) int64, mean, std (C,) float32, means (C, D) float32, precision (D, D) float32. A class
@@ -161,7 +161,11 @@ class ScoreStatistics:
         precision: the inverse of the within-class covariance S that all classes share, regularised by shrinkage:
         S + (SHRINKAGE * trace(S) / D) I; the identity where no feature varies within a class.
         """
-        return {name: self._finished(name, moments) for name, moments in self._moments.items()}
+        return {
+            name: self._finished(name, moments)
+            for name, moments in self._moments.items()
+            if moments.count.any() and (name != "similarity" or moments.mean.any())
+        }
 
     def _add(self, name, moments):
         if name in self._moments:

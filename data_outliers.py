@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+import data_audit
 import flags
-from data import Split, read_labels, read_pair
-from data_specs import find_pairs, recognise
+from data import Split, read_pair
+from data_specs import build_spec, find_pairs, recognise
 from flags import UserError
 
 PASTE = {"chance": 0.5, "number": 3, "size": [0.1, 0.6], "match": 0.5}
+PASTED = "chance=0.5"  # the default of --paste
 LIMITS = {"chance": (0, 1), "number": (1, 20), "size": (0.02, 2), "match": (0, 1)}
 LEAST_PIXELS, LEAST_SIDE = 400, 16  # of an object in its own image: smaller ones are specks
 SHAPE_SIDE = 192  # pixels of a made-up object before it is resized
@@ -67,7 +69,7 @@ def add_outlier_flags(parser):
     )
     group.add_argument(
         "--paste",
-        default="chance=0.5",
+        default=PASTED,
         help="chance=share of images, number=objects at most, size=low:high of the longer side over the shorter one of "
         "the canvas, match=how much of the place's mean colour and contrast they take on at most",
     )
@@ -97,9 +99,28 @@ class Found(NamedTuple):
     box: tuple
 
 
+def check_outliers(args):
+    """Read the flags about outliers, and look whether there is a data set, before hours go into reading data.
+
+    Raises UserError for what cannot be meant.
+    """
+    parse_paste(args.paste)
+    if args.outliers == "none":
+        for name, value, default in (("outlier-classes", args.outlier_classes, ""), ("paste", args.paste, PASTED)):
+            if value != default:
+                raise UserError(f"--{name} without --outliers", remedy="add --outliers DIR or --outliers noise-shapes")
+    elif args.outliers != SHAPES:
+        recognise(args.outliers)
+    elif args.outlier_classes:
+        raise UserError(f"{SHAPES} have no classes", "--outlier-classes", "leave it out")
+
+
 def parse_paste(text):
-    """Read --paste into {name: value}. Raises UserError for an unknown name or a value out of range."""
-    options = {**PASTE, **flags.parse_items(text, PASTE)}
+    """Read --paste into {name: value}; 'none' is chance=0.
+
+    Raises UserError for an unknown name or a value out of range.
+    """
+    options = {**PASTE, **flags.parse_items("chance=0" if text == "none" else text, PASTE)}
     for name, value in options.items():
         low, high = LIMITS[name]
         ends = value if isinstance(value, list) else [value]
@@ -114,8 +135,14 @@ def parse_paste(text):
 
 def name_words(name):
     """The words of a class name, singular and in lower case."""
-    words = re.findall(r"[a-z]+", name.lower())
-    return {word if len(word) <= 3 or word.endswith("ss") else word.removesuffix("s") for word in words}
+    return {singular(word) for word in re.findall(r"[a-z]+", name.lower())}
+
+
+def singular(word):
+    """'cars' -> 'car', 'benches' -> 'bench', 'grass' and 'bus' as they are."""
+    if re.search("(s|x|ch|sh)es$", word):
+        return word[:-2]
+    return word if len(word) <= 3 or word.endswith("ss") else word.removesuffix("s")
 
 
 def overlaps(name, known):
@@ -125,15 +152,19 @@ def overlaps(name, known):
     return next((other for other in known if meant & name_words(other)), None)
 
 
-def choose_classes(spec, wanted, known):
+def choose_classes(spec, wanted, known, held_out=()):
     """The train ids of an outlier set's classes to paste, and {class left out: why}.
 
     wanted: names, all must be classes of the set; [] takes those that are objects and overlap with no name of `known`.
-    Raises UserError for a wanted name the set does not have, or where nothing is left.
+    Raises UserError for a wanted name the set does not have or that may mean a class of `held_out`, which would be
+    taught before it is looked for; or where nothing is left.
     """
     for name in wanted:
         if name not in spec.classes:
             raise UserError(f"no class {name!r} in {spec.name}", "--outlier-classes", flags.nearest(name, spec.classes))
+        if other := overlaps(name, held_out):
+            what = f"{name!r} may mean the held-out class {other!r}"
+            raise UserError(what, "--outlier-classes", "what is to be found as unknown must not be taught")
     left = {}
     for name in spec.classes:
         if wanted:
@@ -259,13 +290,17 @@ def noise_shape(seed):
 def find_objects(split, chosen):
     """Every object of the chosen train ids in a split: all pixels of one class in one image are one object.
 
-    Raises UserError for an unreadable mask, or a split without any such object.
+    Raises UserError for a file that cannot be read or a label the set does not declare, and for a split without any
+    such object.
     """
+    audit = data_audit.audit(split, (1, 1))
+    if error := audit.error():
+        raise error
     found = []
-    for index, (_, mask_path) in enumerate(split.pairs):
-        target, _ = read_labels(mask_path, split.spec)
-        counts = np.bincount(target.ravel(), minlength=256)
-        for train_id in (i for i in chosen if counts[i] >= LEAST_PIXELS):
+    for index, counts in enumerate(audit.image_counts):
+        large = [i for i in chosen if counts[i] >= LEAST_PIXELS]
+        target = split.read_target(index) if large else None
+        for train_id in large:
             box = Image.fromarray(target == train_id).getbbox()
             if min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE:
                 found.append(Found(index, train_id, box))
@@ -274,28 +309,29 @@ def find_objects(split, chosen):
     return found
 
 
-def open_outliers(args, spec, known):
+def open_outliers(args, spec, root):
     """What --outliers, --outlier-classes and --paste describe: (Outliers or None, lines that say what is pasted).
 
-    spec: of the training set; known: all its class names, the held-out ones too: what is to be found later as unknown
-    must not be taught now.
-    Raises UserError for a folder that holds no known data set, and for classes or options that do not exist.
+    spec: of the training set, held-out classes taken out; root: its folder.
+    By default no class is pasted whose name overlaps with any of the training set's, the held-out ones among them: what
+    is to be found as unknown later must not be taught now.
+    Raises UserError for a folder that holds no known data set, or the training set itself, for classes or options that
+    do not exist, and for files that cannot be read.
     """
+    check_outliers(args)
     if args.outliers == "none":
-        if args.outlier_classes:
-            raise UserError("--outlier-classes without --outliers", remedy="add --outliers DIR")
         return None, []
     options = parse_paste(args.paste)
     if args.outliers == SHAPES:
-        if args.outlier_classes:
-            raise UserError(f"{SHAPES} have no classes", "--outlier-classes", "leave it out")
         return Outliers([], None, spec.num_classes, options), ["outliers: made-up shapes"]
-    root = Path(args.outliers)
-    other = replace(recognise(root), cut=())  # all its images: none of them is evaluated on
+    if Path(args.outliers).resolve() == Path(root).resolve():
+        raise UserError("the training set itself", "--outliers", "its other splits are evaluated on; name another set")
+    other = replace(recognise(args.outliers), cut=())  # all its images: none of them is evaluated on
+    known = build_spec(args.dataset, root).classes
     wanted = [name.strip() for name in args.outlier_classes.split(",") if name.strip()]
-    chosen, left = choose_classes(other, wanted, known)
-    pairs = {pair for name in other.splits for pair in find_pairs(other, root, name)}
-    split = Split("outliers", other, root, sorted(pairs))
+    chosen, left = choose_classes(other, wanted, known, [name for name in known if name not in spec.classes])
+    pairs = {pair for name in other.splits for pair in find_pairs(other, args.outliers, name)}
+    split = Split("outliers", other, Path(args.outliers), sorted(pairs))
     objects = find_objects(split, chosen)
     names = ", ".join(other.classes[i] for i in chosen)
     lines = [f"outliers: {len(objects)} objects of {other.name}: {names}"]

@@ -138,7 +138,9 @@ class Patient:
         config, counts = self.config, self.clean_audit()["train"].image_counts
         models.freeze(self.predictor.model, config.freeze)
         criterion = losses.Criterion(
-            losses.choose_terms(config.loss, getattr(config, "outliers", "none")),
+            losses.choose_terms(
+                config.loss, getattr(config, "outliers", "none"), self.predictor.model.centres is not None
+            ),
             self.spec.num_classes,
             self.predictor.normalise,
             class_weights=losses.class_weights(config.class_weights, torch.from_numpy(counts), self.spec.classes),
@@ -151,8 +153,7 @@ class Patient:
         """What was pasted into the checkpoint's training images, into every one here; None where nothing was."""
         if getattr(self.config, "outliers", "none") == "none":
             return None
-        known = data.build_spec(self.config.dataset, self.splits["train"].root).classes
-        outliers, _ = data_outliers.open_outliers(self.config, self.spec, known)
+        outliers, _ = data_outliers.open_outliers(self.config, self.spec, self.splits["train"].root)
         outliers.options["chance"] = 1.0
         return outliers
 

@@ -92,6 +92,11 @@ class Predictor:
         self.model.to(self.device, memory_format=torch.channels_last)
         self.normalise.to(self.device)
 
+    @property
+    def plain(self):
+        """Whether each image is seen once, as it is."""
+        return not self.flip and self.scales == (1.0,) and self.window is None
+
     def scores(self):
         """Names of the anomaly scores that this model and its statistics allow, in `anomaly.NAMES`' order."""
         distances = getattr(self.model, "centres", None) is not None
@@ -115,10 +120,9 @@ class Predictor:
         logits. Each scale's are brought to (h, w) first. The scores from features see the image as it is.
         """
         images = self._normalised(images)
-        plain = not self.flip and self.scales == (1.0,) and self.window is None
         wanted = [name for name in FEATURE_MAPS if name in scores]
-        outputs = self.model(images) if plain or wanted else {}
-        logits = stack_logits(outputs) if plain else self._views(images)
+        outputs = self.model(images) if self.plain or wanted else {}
+        logits = stack_logits(outputs) if self.plain else self._views(images)
         answer = {"out": logits[:, : self.num_classes]}
         if logits.shape[1] > self.num_classes:
             answer["open"] = logits[:, self.num_classes :]
@@ -415,6 +419,14 @@ def predict_image(predictor, image, size, scores=()):
     return predict({name: values[0] for name, values in answer.items()}, size, None, scores, predictor.statistics)
 
 
+def require_finite(values, split, numbers):
+    """Raise FloatingPointError naming the image whose logits or scores (N, …) are not finite."""
+    finite = values.isfinite().flatten(1).all(dim=1).tolist()
+    if not all(finite):
+        file = split.file(numbers[finite.index(False)])
+        raise FloatingPointError(f"the network's answer is not finite at {file}; its weights are broken, or its input")
+
+
 def predictions(predictor, split, *, batch_size=8, workers=0, indices=None, scores=(), losses=False, change=None):
     """Predict a split, image by image: yields (index, target (H, W) uint8, its Prediction).
 
@@ -427,6 +439,8 @@ def predictions(predictor, split, *, batch_size=8, workers=0, indices=None, scor
         split, predictor.geometry, batch_size, workers, pinned, indices
     ):
         answer = predictor.answer(change(images, targets, numbers) if change else images, scores)
+        for values in answer.values():
+            require_finite(values, split, numbers)
         for place, (index, target) in enumerate(zip(numbers, targets, strict=True)):
             one = {name: values[place] for name, values in answer.items()}
             wanted = target if losses else None

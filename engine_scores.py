@@ -7,7 +7,7 @@ split, thresholds from the known pixels of the validation split; no anomaly is e
 import anomaly
 import data
 import metrics
-from engine_evaluate import FEATURE_MAPS, predictions, strips
+from engine_evaluate import FEATURE_MAPS, predictions, require_finite, strips
 
 ALARM_RATES = (0.01, 0.001)  # share of known validation pixels that raise a false alarm
 
@@ -15,19 +15,24 @@ ALARM_RATES = (0.01, 0.001)  # share of known validation pixels that raise a fal
 def collect_statistics(predictor, split, *, batch_size=8, workers=0, indices=None, observe=None):
     """Stream a training split through a model: `anomaly.ScoreStatistics`, to be merged with other processes'.
 
-    Each image is seen as it is, in evaluation mode; logits at the target's size, as they are scored. observe: called
-    with the images done.
+    Each image is seen as it is, in evaluation mode; logits at the target's size, as they are scored, and of them only
+    pixels of a known class: what is void may be a class held out. observe: called with the images done.
     Raises ValueError for a target with anomaly pixels.
     """
     statistics = anomaly.ScoreStatistics(predictor.num_classes)
     done, pinned = 0, predictor.device.type == "cuda"
-    for _, images, targets in data.evaluation_batches(split, predictor.geometry, batch_size, workers, pinned, indices):
+    for numbers, images, targets in data.evaluation_batches(
+        split, predictor.geometry, batch_size, workers, pinned, indices
+    ):
         outputs = predictor.maps(images)
+        require_finite(outputs["out"], split, numbers)
         for name, source in FEATURE_MAPS.items():
             statistics.add_features(name, outputs[source].float(), targets)
         for logits, target in zip(outputs["out"].float(), targets, strict=True):
-            for _, strip in strips(logits, tuple(target.shape)):
-                statistics.add_logits(*strip.max(dim=0))
+            for rows, strip in strips(logits, tuple(target.shape)):
+                known = (target[rows] < predictor.num_classes).to(strip.device)
+                top, labels = strip.max(dim=0)
+                statistics.add_logits(top[known], labels[known])
             done += 1
             if observe:
                 observe(done)

@@ -64,14 +64,12 @@ def open_split(args, content):
     A set that labels anomalies and nothing else is seen with the checkpoint's classes.
     """
     about, config = content["data"], content["config"]
-    if is_other_set(args, content):
-        where = Namespace(dataset=args.dataset, data_dir=args.data_dir, anomaly_classes="")
-    else:
-        held_out = config.get("anomaly_classes", "")
-        where = Namespace(
-            dataset=about["dataset"], data_dir=args.data_dir or config["data_dir"], anomaly_classes=held_out
-        )
-    spec, root = engine.open_dataset(where)
+    name, held_out = args.dataset or about["dataset"], config.get("anomaly_classes", "")
+    data_dir = args.data_dir or (None if is_other_set(args, content) else config["data_dir"])
+    known = data.build_spec(name, Path(data_dir or Path("data") / name)).classes
+    if not {part.strip() for part in held_out.split(",")} <= {*known}:  # another set, without these classes
+        held_out = ""
+    spec, root = engine.open_dataset(Namespace(dataset=name, data_dir=data_dir, anomaly_classes=held_out))
     if not spec.classes:
         spec = data.adopt_classes(spec, about["classes"], [tuple(colour) for colour in about["palette"]])
     engine.check_classes(spec, content)
@@ -278,6 +276,12 @@ def compute(args, predictor, content, split, scores):
     return totals
 
 
+def report_title(split, content):
+    """What was evaluated, by which model, and what that was trained on where it is another set."""
+    trained, name = content["data"]["dataset"], split.spec.name
+    return f"{name}: {content['model']['name']}" + (f" trained on {trained}" if trained != name else "")
+
+
 def write_confusion(folder, totals, classes):
     """Draw the confusion matrix; returns its path."""
     path = folder / "confusion.png"
@@ -317,7 +321,7 @@ def main():
     diagnosis = out / "diagnosis.json"
     report.write_report(
         out / "report.html",
-        title=f"{content['data']['dataset']}: {content['model']['name']}",
+        title=report_title(split, content),
         config=content["config"],
         evaluation=result,
         log=read_log(Path(args.ckpt).parent),

@@ -32,7 +32,7 @@ def add_anomaly_flags(parser):
         const="min-prediction=500",
         metavar="min-prediction=N,min-truth=N",
         help="also judge whole objects, in a second pass; sizes in pixels, 500 and 100 as in SegmentMeIfYouCan's "
-        "anomaly track; empty: off",
+        "anomaly track; none: off",
     )
 
 
@@ -41,6 +41,8 @@ def choose_scores(args, predictor, split):
 
     Raises UserError for a score that does not exist, or that this checkpoint cannot give.
     """
+    if args.components == "none":
+        args.components = None
     if args.components:
         parse_sizes(args.components)
     wanted = [] if args.scores == "all" else anomaly.parse_scores(args.scores)
@@ -49,7 +51,11 @@ def choose_scores(args, predictor, split):
         if name.partition(":")[0] not in known:
             raise UserError(f"this checkpoint gives no score {name!r}", "--scores", why_missing(name))
     if not split.spec.anomaly:
+        if wanted or args.components:
+            flags.warn(f"{split.name} of {split.spec.name} has no anomalies: no anomaly score is computed")
         return []
+    if not predictor.plain:
+        flags.warn("alarm thresholds were taken with each image seen once, as it is; here they may not hold their rate")
     if args.scores == "all" and "sml" not in known:
         flags.warn(f"no score statistics in the checkpoint, so no sml, similarity, mahalanobis; {why_missing('sml')}")
     return wanted or known
@@ -61,7 +67,7 @@ def why_missing(name):
         return "train a model with centres=fixed or centres=learnt"
     if name == "residual":
         return "train a model with residual=on"
-    return "its run was not finished: train.py --run-dir RUN --resume adds the statistics"
+    return "use best.pth of a finished run; train.py --run-dir RUN --resume adds the statistics to an older one"
 
 
 def thresholds(content):
@@ -85,7 +91,9 @@ def protocol(alarms):
         "anomaly_scores": "of float32 logits at the target's size; similarity and mahalanobis of the image as it is, "
         "their maps resized bilinearly",
         "anomaly_intervals": "95 %, bootstrap over images",
-        "alarm": f"reached by {float(ALARM_RATE):.0%} of the validation split's known pixels" if alarms else None,
+        "alarm": f"reached by {float(ALARM_RATE):.0%} of the validation split's known pixels, images seen as they are"
+        if alarms
+        else None,
         "open_miou": "IoU of known classes with alarms as a class of their own, anomalous pixels counted",
     }
 

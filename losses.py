@@ -48,6 +48,7 @@ LOSSES = {
 }
 OUTLIER_TERMS = {"outlier-energy", "outlier-entropy"}  # what reads pasted pixels
 DEFAULT_OUTLIER_TERMS = ("outlier-energy", "known-energy")
+ENERGY_TERMS = set(DEFAULT_OUTLIER_TERMS)
 TEACHING = {"ce", "focal", "ohem", "dice", "lovasz", "noisy"}  # without one of these the classifier learns nothing
 PARAMETERS = {  # {term: (name, lowest, highest)}
     "focal": ("gamma", 0, 10),
@@ -128,10 +129,11 @@ def parse_loss(text):
     return terms
 
 
-def choose_terms(text, outliers):
-    """The terms that --loss and --outliers describe together: those written, and where none of them reads pasted pixels
-    though there are some, DEFAULT_OUTLIER_TERMS.
+def choose_terms(text, outliers, distances=False):
+    """The terms that --loss and --outliers describe together.
 
+    Those written, and where none of them reads pasted pixels though there are some, DEFAULT_OUTLIER_TERMS; with a
+    distance head, whose logits are never above 0, outlier-entropy instead.
     Raises UserError as `parse_loss` does, and for a term about pasted pixels where nothing is pasted.
     """
     terms = parse_loss(text)
@@ -140,8 +142,22 @@ def choose_terms(text, outliers):
         what = f"term {min(reading)!r} without pasted pixels"
         raise UserError(what, "--loss", "add --outliers DIR or --outliers noise-shapes")
     if outliers != "none" and not reading:
-        terms |= {name: list(LOSSES[name]) for name in DEFAULT_OUTLIER_TERMS if name not in terms}
+        default = ("outlier-entropy",) if distances else DEFAULT_OUTLIER_TERMS
+        terms |= {name: list(LOSSES[name]) for name in default if name not in terms}
     return terms
+
+
+def check_heads(terms, options):
+    """Raise UserError for terms that do not fit the model's heads; options: the model's."""
+    distances = options["centres"] != "none"
+    if "centre" in terms and not distances:
+        raise UserError("term 'centre' of a model without centres", "--loss", "add centres=fixed to --model")
+    if distances and (energy := sorted(ENERGY_TERMS & terms.keys())):
+        what = f"term {energy[0]!r} of a distance head, whose logits are never above 0"
+        raise UserError(what, "--loss", "use outlier-entropy")
+    if options["residual"] and not (ENERGY_TERMS | OUTLIER_TERMS) & terms.keys():
+        what = "a residual head that no term of the loss teaches"
+        raise UserError(what, "--model", "add --outliers DIR or --outliers noise-shapes, or leave residual=on out")
 
 
 def _check_term(name, values):
@@ -193,15 +209,13 @@ class Criterion(nn.Module):
         match name:
             case "ohem" | "dice" | "lovasz":
                 return labelled_images(targets, self.num_classes)
-            case "consistency":
-                return sum_of_weights(targets, self.num_classes)
             case "contrastive":
                 return contrastive_anchors(targets, self.num_classes)
             case "spatial":
                 return spatial_places(targets, self.num_classes)
             case "outlier-energy" | "outlier-entropy":
                 return outlier_pixels(targets, self.num_classes)
-            case "known-energy" | "centre":
+            case "consistency" | "known-energy" | "centre":
                 return sum_of_weights(targets, self.num_classes)
             case "properties":
                 return torch.full((), float(len(targets)), device=targets.device)

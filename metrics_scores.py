@@ -193,13 +193,14 @@ class ScoreHistogram:
 
     def _count_sorted(self, keys, positive, lock):
         """Count ascending keys (N,) int32 numpy as pixels, or for the second time as positive ones."""
-        coming = torch.from_numpy(keys[::64])
+        with lock:
+            self._slots(torch.from_numpy(keys[::64]))  # makes most pages, so that the resolution drops now if it has to
         for start in range(0, keys.size, CPU_BLOCK):
             # Another thread may drop the resolution meanwhile: bins that are too fine lie whole in wider ones.
             runs = _runs(keys[start : start + CPU_BLOCK], self._shifts.numpy())
             low, high, count = map(torch.from_numpy, runs)
             with lock:
-                self._insert(low, high, *((torch.zeros_like(count), count) if positive else (count,)), coming=coming)
+                self._insert(low, high, *((torch.zeros_like(count), count) if positive else (count,)))
 
     def merge(self, other):
         """Add what another histogram counted; it stays as it is."""
@@ -388,25 +389,21 @@ class ScoreHistogram:
             ordered(column).index_select(0, filled) for column in (self._low, self._high, self._pixels, self._positives)
         )
 
-    def _insert(self, low, high, pixels, positives=None, coming=None):
-        """Add whole bins, none of them wider than the bins here; without `positives`, they hold none.
-
-        coming: keys that will be added too, as far as known: if the resolution has to drop, one drop serves all.
-        """
+    def _insert(self, low, high, pixels, positives=None):
+        """Add whole bins, none of them wider than the bins here; without `positives`, they hold none."""
         if not self._first.numel():
             self._clear(low.device)
         size = CPU_BINS if self._low.device.type == "cpu" else CUDA_CHUNK
         columns = (low, high, pixels) if positives is None else (low, high, pixels, positives)
-        coming = low if coming is None else coming
         for parts in zip(*(column.split(size) for column in columns), strict=True):
             low, high, *counts = (part.to(self._low.device) for part in parts)
-            slots = self._slots(low, coming)
+            slots = self._slots(low)
             self._low.scatter_reduce_(0, slots, low, "amin")
             self._high.scatter_reduce_(0, slots, high, "amax")
             for column, count in zip((self._pixels, self._positives), counts, strict=False):
                 column.scatter_add_(0, slots, count.long())
 
-    def _slots(self, keys, coming):
+    def _slots(self, keys):
         """The place of each key's bin in the store, int64; makes the pages it needs, or drops the resolution first."""
         shift = _bin_shift(keys, self._shifts)
         starts = _page_starts(keys, shift)
@@ -414,8 +411,8 @@ class ScoreHistogram:
         if keys.numel() and int(rows.min()) < 0:
             new = _distinct(starts[rows < 0])
             if self._first.numel() + new.numel() > MAX_PAGES:
-                self._coarsen(torch.cat([keys, coming.to(keys.device)]))
-                return self._slots(keys, coming)
+                self._coarsen(keys)
+                return self._slots(keys)
             self._make_pages(new)
             rows = self._table.index_select(0, _table_entries(starts))
         within = (keys >> shift).bitwise_and_((1 << PAGE_BITS) - 1)

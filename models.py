@@ -32,7 +32,7 @@ from flags import UserError
 from models_parts import AtrousPooling, Pyramid, Segmenter, UpSampling, activated, convolution, resize, separable
 from models_pvt import PvtV2
 from models_vit import LinearDecoder, ProgressiveDecoder, VitEncoder
-from models_weights import load_weights
+from models_weights import load_weights, read_class_names
 
 # What can stand under the pyramid: how to make it, and torchvision's ImageNet weights.
 PYRAMID_BACKBONES = {
@@ -180,6 +180,23 @@ def start_model(args, num_classes):
     lines = load_weights(model, args.weights)
     freeze(model, args.freeze)
     return model, lines + describe_frozen(model, args.weights)
+
+
+def check_trained_classes(args, classes, held_out):
+    """Raise UserError where --weights is a checkpoint of ours whose classes do not go with those to learn now.
+
+    held_out: names that are anomalies now. Weights that have learnt them would know what is to be found as unknown.
+    """
+    trained = read_class_names(args.weights)
+    if trained is None or trained == list(classes):
+        return
+    if learnt := [name for name in held_out if name in trained]:
+        what = f"these weights have learnt {learnt[0]!r}, which --anomaly-classes holds out"
+        raise UserError(what, args.weights, "start from weights that have not seen it")
+    if len(trained) == len(classes) or args.freeze in ("all-but-head", "all-but-residual"):
+        different = ", ".join(sorted({*trained} ^ {*classes})[:6]) or "their order"
+        what = f"these weights know other classes ({different})"
+        raise UserError(what, args.weights, "use the set they were trained on, or weights of the backbone alone")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
+from flags import UserError
+
 PROPERTIES = 6  # image properties the second task regresses: brightness, contrast, three colour means, edge density
 
 
@@ -103,7 +105,10 @@ class Segmenter(nn.Module):
 
     def add_centres(self, kind):
         """A distance head: the classifier's outputs become an embedding, the logits its distances to class centres."""
-        self.centres = Centres(self.classifier_shape()[1], learnt=kind == "learnt")
+        num_classes = self.classifier_shape()[1]
+        if num_classes < 2:
+            raise UserError("a distance head of a single class", "--model", "leave centres out")
+        self.centres = Centres(num_classes, learnt=kind == "learnt")
 
     def add_property_head(self, weight):
         """A second task: regress properties of the image itself from the mean of the coarsest map.

@@ -76,6 +76,18 @@ def read_tensors(path):
     return _unwrap(content, path)
 
 
+def read_class_names(source):
+    """The class names of --weights where it is a checkpoint of ours, None where it is anything else."""
+    if source in ("none", "imagenet", "coco") or not zipfile.is_zipfile(source):
+        return None
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError):
+        return None  # `load_weights` says what is wrong with the file
+    about = content.get("data") if isinstance(content, dict) else None
+    return about.get("classes") if isinstance(about, dict) else None
+
+
 def _unwrap(content, path):
     """The state dict inside a checkpoint, without the "module." that data parallel training puts before each key."""
     if isinstance(content, dict):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
+import anomaly
 import data
 import engine
 import flags
@@ -29,7 +30,9 @@ def build_parser():
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--out", default="predicted", metavar="DIR", help="where the pictures go")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
-    parser.add_argument("--score", default="maxlogit", metavar="NAME", help="anomaly score of the heat map")
+    parser.add_argument(
+        "--score", default="maxlogit", metavar="NAME", help=f"of the heat map: {', '.join(anomaly.NAMES)}"
+    )
     parser.add_argument(
         "--alarm",
         type=flags.non_negative,
@@ -41,6 +44,17 @@ def build_parser():
     return parser
 
 
+def choose_score(args, predictor):
+    """The score that --score names. Raises UserError for one that does not exist, or that the checkpoint lacks."""
+    names = anomaly.parse_scores(args.score)
+    if len(names) > 1:
+        raise UserError(f"{len(names)} scores", "--score", "name one")
+    if names[0].partition(":")[0] not in predictor.scores():
+        remedy = f"it gives {', '.join(predictor.scores())}; statistics are in best.pth of a finished run"
+        raise UserError(f"this checkpoint gives no score {names[0]!r}", "--score", remedy)
+    return names[0]
+
+
 def alarm_threshold(args, content):
     """The score at and above which a pixel raises the alarm, None without --alarm.
 
@@ -50,7 +64,7 @@ def alarm_threshold(args, content):
         return None
     known = content["data"].get("alarms", {}).get(args.score, {})
     if f"{args.alarm:g}" not in known:
-        remedy = f"known rates: {', '.join(known)}" if known else "finish the run: train.py --run-dir RUN --resume"
+        remedy = f"known rates: {', '.join(known)}" if known else "use best.pth of a finished run, and a whole score"
         raise UserError(f"no threshold of {args.score} for {args.alarm:g} in the checkpoint", "--alarm", remedy)
     return known[f"{args.alarm:g}"]
 
@@ -83,29 +97,31 @@ def main():
     args = build_parser().parse_args()
     predictor, content = engine.load_predictor(args.ckpt, engine.choose_device(args.device))
     engine.apply_prediction_flags(predictor, args)
-    if args.score not in predictor.scores():
-        raise UserError(f"no score {args.score!r}", "--score", flags.nearest(args.score, predictor.scores()))
+    score_name = choose_score(args, predictor)
     threshold = alarm_threshold(args, content)
+    if threshold is not None and not predictor.plain:
+        flags.warn("the alarm threshold was taken with each image seen once, as it is; here it may not hold its rate")
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     photos, errors = find_photos(args.photos), []
+    score_folder = score_name.replace(":", "-")
     progress = report.Progress(len(photos), "predict", "photos")
     for done, (name, path) in enumerate(photos.items(), 1):
         try:
-            image, found = segment(predictor, path, args.score)
+            image, found = segment(predictor, path, score_name)
         except UserError as error:
             errors.append(error)
             continue
-        labels, score, out = found.labels.numpy(), found.scores[args.score].numpy(), Path(args.out)
+        labels, score, out = found.labels.numpy(), found.scores[score_name].numpy(), Path(args.out)
         if threshold is not None:
             labels = np.where(score >= threshold, predictor.num_classes, labels).astype(np.uint8)
-        for folder in ("classes", "overlay", args.score):
+        for folder in ("classes", "overlay", score_folder):
             (out / folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
         report.save_mask(out / "classes" / f"{name}.png", labels, palette)
         report.save_picture(report.overlay(np.asarray(image), labels, palette), out / "overlay" / f"{name}.png")
-        report.save_picture(report.heat_map(score), out / args.score / f"{name}.png")
+        report.save_picture(report.heat_map(score), out / score_folder / f"{name}.png")
         progress.update(done)
     progress.close()
-    print(f"{len(photos) - len(errors)} of {len(photos)} photos in {args.out}/{{classes,overlay,{args.score}}}")
+    print(f"{len(photos) - len(errors)} of {len(photos)} photos in {args.out}/{{classes,overlay,{score_folder}}}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 2 if errors else 0

@@ -221,13 +221,17 @@ def figures_of(entry, prefix=""):
             yield f"{prefix}/{name}", value
 
 
+def choose_terms(args):
+    """The terms of the loss that --loss, --outliers and --model describe together."""
+    _, options = models.parse_model(args.model)
+    return losses.choose_terms(args.loss, args.outliers, options["centres"] != "none")
+
+
 def check_flags(args, processes):
     """Read every flag that has a language of its own, before hours go into reading data. Raises UserError."""
     _, options = models.parse_model(args.model)
-    terms = losses.choose_terms(args.loss, args.outliers)
-    if "centre" in terms and options["centres"] == "none":
-        raise UserError("term 'centre' of a model without centres", "--loss", f"add --model {args.model}:centres=fixed")
-    data_outliers.parse_paste(args.paste)
+    losses.check_heads(choose_terms(args), options)
+    data_outliers.check_outliers(args)
     data.parse_sampling(args.sampling, args.crop)
     engine.Schedule(args.schedule, 1, 1)
     if args.batch_size < 2 * processes:
@@ -275,6 +279,8 @@ def prepare_model(args, spec, last, device):
         checkpoint.load_state(model, last["state"], args.run_dir)
         initial = last["initial"]
     else:
+        held_out = [name for name in args.anomaly_classes.split(",") if name]
+        models.check_trained_classes(args, spec.classes, [name.strip() for name in held_out])
         model, lines = models.start_model(args, spec.num_classes)
         print("\n".join(lines))
         initial = checkpoint.fingerprint(model)
@@ -285,7 +291,7 @@ def build_criterion(args, model, audit, spec):
     """The loss that --loss, --class-weights and --label-smoothing describe; weights from the training targets."""
     weights = losses.class_weights(args.class_weights, torch.from_numpy(audit.image_counts), spec.classes)
     return losses.Criterion(
-        losses.choose_terms(args.loss, args.outliers),
+        choose_terms(args),
         spec.num_classes,
         data.Normalise(),
         class_weights=weights,
@@ -386,7 +392,7 @@ class Run:
         self.log.restart_clock()
         self.validation = line
         training.schedule.observe(score)
-        if self.best is None or score > self.best:
+        if self.best is None or score >= self.best:  # of equals the newest: a residual head trains without moving it
             self.best = score
             if self.main:
                 progress = {"step": training.step, "best": score}
@@ -445,6 +451,7 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
         statistics = engine.collect_statistics(
             predictor, splits["train"], indices=images["train"], observe=observe, **options
         )
+        stop.check(processes)  # together: others may have been told to stop
         states = engine.gather(statistics.state())
         parts = [anomaly.ScoreStatistics.from_state(predictor.num_classes, state) for state in states]
         statistics = merge_all(parts).finish()
@@ -458,6 +465,7 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
             observe=lambda done: observe(before + done),
             **options,
         )
+        stop.check(processes)
     finally:
         progress.close()
     parts = engine.gather(histograms)
@@ -495,8 +503,7 @@ def main():
     if rank:  # every process has the same model, and dropout and noise of its own
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
-    known = data.build_spec(args.dataset, splits["train"].root).classes  # the held-out ones too
-    outliers, lines = data_outliers.open_outliers(args, spec, known)
+    outliers, lines = data_outliers.open_outliers(args, spec, splits["train"].root)
     for line in lines if rank == 0 else []:
         print(line)
     sampling = data.Sampling(*data.parse_sampling(args.sampling, args.crop), audits["train"], geometry, outliers)

@@ -160,7 +160,7 @@ def test_the_precision_is_scikit_learns_of_the_within_class_covariance():
 )
 def test_the_target_is_read_at_the_centre_of_each_cell(size, cells):
     target = (torch.arange(size[0])[:, None] * 3 + torch.arange(size[1])) % CLASSES
-    features = torch.zeros(1, 1, *cells)
+    features = torch.ones(1, 1, *cells)
     statistics = ScoreStatistics(CLASSES)
     statistics.add_features("similarity", features, [target.to(torch.uint8)])
     expected = torch.bincount(cell_targets(target[None], cells).flatten(), minlength=CLASSES)
@@ -300,9 +300,10 @@ def test_scores_refuse_what_does_not_fit(name, score):
         score(torch.zeros(1, 6, 2, 2), found)
     with pytest.raises(ValueError, match="float"):
         score(torch.zeros(5, 2, 2), found)
-    nothing = statistics_of(name, [(features, torch.full_like(targets, 255))]).finish()[name]
+    nothing = {**found, "count": torch.zeros_like(found["count"])}
     with pytest.raises(ValueError, match="no class"):
         score(features, nothing)
+    assert statistics_of(name, [(features, torch.full_like(targets, 255))]).finish() == {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ CAMVID = data_specs.CAMVID.classes
 
 
 def options(**changes):
-    return Namespace(**{"outliers": "none", "outlier_classes": "", "paste": "chance=1", **changes})
+    return Namespace(**{"dataset": "camvid", "outliers": "none", "outlier_classes": "", "paste": "chance=1", **changes})
 
 
 @pytest.fixture
@@ -42,8 +42,7 @@ def object_set(tmp_path):
 
 
 def open_objects(object_set, **changes):
-    spec = data_specs.CAMVID
-    return data_outliers.open_outliers(options(outliers=str(object_set), **changes), spec, spec.classes)
+    return data_outliers.open_outliers(options(outliers=str(object_set), **changes), data_specs.CAMVID, "camvid")
 
 
 def test_by_default_msrc_gives_what_camvid_does_not_know():
@@ -65,6 +64,9 @@ def test_by_default_msrc_gives_what_camvid_does_not_know():
         ("traffic sign", ["sign symbol"], "sign symbol"),
         ("bus", ["vehicle"], "vehicle"),
         ("bus", ["truck"], None),
+        ("buses", ["bus"], "bus"),
+        ("benches", ["bench"], "bench"),
+        ("bushes", ["vegetation"], "vegetation"),
         ("body", ["road", "rider"], "rider"),
         ("carpet", ["car"], None),
         ("glass", ["grass"], None),
@@ -125,7 +127,7 @@ def test_an_object_over_the_border_is_cut_off_and_one_outside_changes_nothing(ob
 
 def test_flip_moves_colours_and_mask_together():
     shape, mask = noise_shape(5)
-    outliers = Outliers([], None, 2, parse_paste("none"))
+    outliers = Outliers([], None, 2, parse_paste(""))
     results = []
     for flip in (False, True):
         image, target = torch.zeros(64, 64, 3, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.uint8)
@@ -168,7 +170,8 @@ def test_pastes_come_from_the_order_generator_alone():
 def test_workers_paste_as_the_main_process_does(folder_set, object_set):
     spec = data_specs.folder_spec(folder_set)
     split = data.open_split(spec, folder_set, "train")
-    outliers, _ = data_outliers.open_outliers(options(outliers=str(object_set)), spec, spec.classes)
+    wanted = options(dataset="folder", outliers=str(object_set))
+    outliers, _ = data_outliers.open_outliers(wanted, spec, folder_set)
     order = torch.Generator().manual_seed(0)
     tickets = outliers.add_pastes(uniform_tickets(len(split), order), order)
     batches = [tickets[:4], tickets[4:]]
@@ -199,6 +202,8 @@ def test_what_is_held_out_is_not_taught(tmp_path):
         choose_classes(data_specs.MSRC, [], data_specs.MSRC.classes)
     chosen, _ = choose_classes(data_specs.MSRC, [], held.classes)  # what would happen with the known ones alone
     assert "cow" in {data_specs.MSRC.classes[i] for i in chosen}
+    with pytest.raises(UserError, match="'face' may mean the held-out class 'body'"):  # not even when asked for
+        choose_classes(data_specs.MSRC, ["sheep", "face"], held.classes, ["cow", "body"])
 
 
 def test_train_leaves_out_the_held_out_names(tmp_path, object_set):
@@ -219,6 +224,7 @@ def test_train_leaves_out_the_held_out_names(tmp_path, object_set):
     ("changes", "message"),
     [
         ({"outlier_classes": "cow"}, "--outlier-classes without --outliers"),
+        ({}, "--paste without --outliers"),
         ({"outliers": "noise-shapes", "outlier_classes": "cow"}, "have no classes"),
         ({"outliers": "nowhere"}, "no such folder"),
         ({"outliers": "noise-shapes", "paste": "chance=2"}, "chance=2.0 is out of range"),
@@ -227,9 +233,34 @@ def test_train_leaves_out_the_held_out_names(tmp_path, object_set):
 )
 def test_wrong_flags_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        data_outliers.open_outliers(options(**changes), data_specs.CAMVID, CAMVID)
+        data_outliers.open_outliers(options(**changes), data_specs.CAMVID, "camvid")
 
 
 def test_a_folder_without_a_known_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="no known data set"):
-        data_outliers.open_outliers(options(outliers=str(tmp_path)), data_specs.CAMVID, CAMVID)
+        data_outliers.open_outliers(options(outliers=str(tmp_path)), data_specs.CAMVID, "camvid")
+
+
+def test_the_training_set_itself_is_refused(folder_set):
+    args = options(dataset="folder", outliers=str(folder_set / "." / "images" / ".."))
+    with pytest.raises(UserError, match="the training set itself"):
+        data_outliers.open_outliers(args, data_specs.folder_spec(folder_set), folder_set)
+
+
+def test_a_damaged_outlier_file_stops_before_the_first_step(object_set):
+    path = object_set / "images" / "train" / "2.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match="2.png"):
+        open_objects(object_set)
+
+
+def test_a_label_the_outlier_set_does_not_declare_stops_before_the_first_step(object_set):
+    Image.fromarray(np.full((80, 100), 77, np.uint8)).save(object_set / "masks" / "train" / "1.png")
+    with pytest.raises(UserError, match="label 77"):
+        open_objects(object_set)
+
+
+def test_paste_none_pastes_nothing():
+    outliers = Outliers([], None, 2, parse_paste("none"))
+    order = torch.Generator().manual_seed(0)
+    assert not any(ticket.pastes for ticket in outliers.add_pastes(uniform_tickets(50, order), order))

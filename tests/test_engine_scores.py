@@ -73,6 +73,28 @@ def test_max_logit_statistics_are_those_of_all_training_pixels(colours):
     assert int(sum(statistics["count"])) == tops.size
 
 
+def test_void_pixels_never_enter_the_statistics(colours):
+    """What a held-out class covers is void in training: whatever is painted there must move nothing."""
+    predictor, spec, root = colours
+    held = data_specs.hold_out(spec, ["blue"])
+    predictor.num_classes = 2
+    split = data.open_split(held, root, "train")
+    before = engine.collect_statistics(predictor, split).finish()["max_logit"]
+    labelled = sum(int((split.read_target(i) < 2).sum()) for i in range(len(split)))
+    assert int(before["count"].sum()) == labelled < len(split) * 40 * 56
+    for image, mask in split.pairs:  # a change of the mask alone: what lies under void is another colour now
+        with Image.open(image) as photo, Image.open(mask) as target:
+            pixels, inside = np.array(photo), np.asarray(target) == 2
+        core = np.zeros_like(inside)  # 5 pixels away from all others: resizing mixes no more
+        core[:, 5:-5] = inside[:, 5:-5] & inside[:, :-10] & inside[:, 10:]
+        assert core.any()
+        pixels[core] = (9, 250, 250)
+        Image.fromarray(pixels).save(image)
+    after = engine.collect_statistics(predictor, split).finish()["max_logit"]
+    assert torch.equal(after["count"], before["count"])
+    torch.testing.assert_close(after["mean"], before["mean"])
+
+
 def test_feature_statistics_are_class_means_at_the_cells_centres(colours):
     predictor, spec, root = colours
     split = data.open_split(spec, root, "train")
@@ -201,7 +223,7 @@ def held_out(tmp_path_factory):
     done = run_script(
         "train.py", "--dataset", "folder", "--data-dir", folder, "--run-dir", root / "run", *TINY,
         "--model", "fpn_mobilenet_v2:channels=16,centres=learnt,residual=on", "--anomaly-classes", "blue",
-        "--outliers", "noise-shapes", "--loss", "ce,centre,outlier-entropy,outlier-energy,known-energy",
+        "--outliers", "noise-shapes", "--loss", "ce,centre,outlier-entropy",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return root / "run", folder
@@ -280,6 +302,9 @@ def test_a_residual_head_on_a_frozen_segmenter_leaves_every_known_answer_as_it_w
         "--weights", run / "best.pth", "--freeze", "all-but-residual", "--outliers", "noise-shapes",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    best, last = (checkpoint.load_checkpoint(tmp_path / "run" / name)["state"] for name in ("best.pth", "last.pth"))
+    head = [key for key in best if key.startswith("residual_head")]
+    assert all(torch.equal(best[key], last[key]) for key in head)  # mIoU cannot move: the newest is kept
     before, _ = engine.load_predictor(run / "best.pth", torch.device("cpu"))
     after, _ = engine.load_predictor(tmp_path / "run" / "best.pth", torch.device("cpu"))
     split = data.open_split(data_specs.folder_spec(folder), folder, "test")
@@ -348,7 +373,8 @@ def test_predict_marks_exactly_the_pixels_at_or_above_the_threshold(held_out, tm
         ("evaluate.py", ["--components", "min-truth=0"], "sizes are at least 1 pixel"),
         ("evaluate.py", ["--dataset", "camvid"], "classes, the checkpoint 3"),
         ("predict.py", ["--alarm", "0.05", "p.png"], "known rates: 0.01, 0.001"),
-        ("predict.py", ["--score", "residual", "p.png"], "no score 'residual'"),
+        ("predict.py", ["--score", "residual", "p.png"], "gives no score 'residual'"),
+        ("predict.py", ["--score", "msp,energy", "p.png"], "2 scores at --score"),
     ],
 )
 def test_wrong_flags_are_one_line(trained, script, words, message):
@@ -365,6 +391,53 @@ def test_a_score_that_is_not_finite_names_its_image():
     found = engine_evaluate.Prediction(torch.zeros(1, 2, dtype=torch.uint8), torch.ones(1, 2), scores)
     with pytest.raises(ValueError, match="score energy of image 7.*not finite"):
         totals.add_details(7, target, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--anomaly-classes", "blue"], "have learnt 'blue', which --anomaly-classes holds out"),
+        (["--freeze", "all-but-head"], "know other classes"),
+    ],
+)
+def test_weights_that_know_what_they_must_not_are_refused(trained, tmp_path, words, message):
+    run, folder = trained
+    if "--freeze" in words:  # the same number of classes, one by another name
+        folder = shutil.copytree(folder, tmp_path / "set")
+        text = (folder / "classes.json").read_text()
+        (folder / "classes.json").write_text(text.replace("green", "teal"))
+    base = ("--dataset", "folder", "--data-dir", folder, "--run-dir", tmp_path / "run", *TINY)
+    done = run_script("train.py", *base, "--weights", run / "best.pth", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.slow
+def test_a_class_without_features_costs_its_scores_and_not_the_run(tmp_path):
+    """Labels in the top row only: no cell of the coarse map has one at its centre, and all else goes on."""
+    root = write_folder_set(tmp_path / "set")
+    for mask in root.glob("masks/*/*.png"):
+        with Image.open(mask) as target:
+            values = np.array(target)
+        values[1:] = 255
+        Image.fromarray(values).save(mask)
+    run = tmp_path / "run"
+    done = run_script("train.py", "--dataset", "folder", "--data-dir", root, "--run-dir", run, *TINY)
+    assert done.returncode == 0, done.stderr
+    about = checkpoint.load_checkpoint(run / "best.pth")["data"]
+    assert about["statistics"].keys() == {"max_logit", "similarity"}
+    assert "sml" in about["alarms"]
+
+
+def test_an_answer_that_is_not_finite_names_its_image(colours):
+    predictor, spec, root = colours
+    predictor.model.mixture[0] = float("nan")
+    split = data.open_split(spec, root, "test")
+    with pytest.raises(FloatingPointError, match="not finite at images/test/000.png"):
+        engine.evaluate(predictor, split, scores=["energy"])
+    with pytest.raises(FloatingPointError, match="not finite at images/test/000.png"):
+        engine.collect_statistics(predictor, split)
 
 
 def test_thresholds_of_a_checkpoint_without_any():

@@ -135,5 +135,19 @@ def test_which_terms_are_chosen():
     assert losses.choose_terms("ce=1", "somewhere").keys() == {"ce", *losses.DEFAULT_OUTLIER_TERMS}
     assert losses.choose_terms("ce=1,outlier-entropy=2", "somewhere") == {"ce": [1.0], "outlier-entropy": [2.0]}
     assert losses.choose_terms("ce=1,outlier-energy=0.1:-3", "x")["outlier-energy"] == [0.1, -3.0]
+    assert losses.choose_terms("ce=1", "somewhere", distances=True).keys() == {"ce", "outlier-entropy"}
     with pytest.raises(UserError, match="without pasted pixels"):
         losses.choose_terms("ce=1,outlier-energy", "none")
+
+
+@pytest.mark.parametrize(
+    ("terms", "options", "message"),
+    [
+        ("ce,centre", {}, "'centre' of a model without centres"),
+        ("ce,known-energy", {"centres": "fixed"}, "'known-energy' of a distance head"),
+        ("ce", {"residual": True}, "residual head that no term of the loss teaches"),
+    ],
+)
+def test_terms_that_do_not_fit_the_models_heads_are_refused(terms, options, message):
+    with pytest.raises(UserError, match=message):
+        losses.check_heads(losses.parse_loss(terms), {"centres": "none", "residual": False, **options})

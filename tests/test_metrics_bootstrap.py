@@ -42,8 +42,9 @@ def direct_figures(images, weights):
     return average_precision_score(positives, scores), roc_auc_score(positives, scores), fpr[tpr >= 0.95][0]
 
 
-@pytest.mark.parametrize(("count", "size"), [(8, 40), (2, 30), (25, 120)])
-def test_the_interval_is_that_of_a_direct_bootstrap_with_the_same_draws(count, size):
+@pytest.mark.parametrize(("count", "size", "cells"), [(8, 40, 1 << 18), (2, 30, 1), (25, 120, 3000)])
+def test_the_interval_is_that_of_a_direct_bootstrap_with_the_same_draws(count, size, cells, monkeypatch):
+    monkeypatch.setattr(metrics_bootstrap, "CELLS", cells)  # few: the bins come in blocks
     images = draw_images(count, size, torch.Generator().manual_seed(count), step=1 / 32)  # each score a bin of its own
     interval = histograms_of(images).interval(samples=150, seed=4, level=0.9)
     weights = torch.cat(list(metrics_bootstrap.draw(count, 150, 4)))

@@ -75,13 +75,13 @@ def test_resume_refuses_flags_that_make_it_another_run(trained):
 
 
 # All that has a state of its own: dropout, two workers, several saves an epoch, noise from the augmentation's generator
-# and from the loss, drawn classes and features, averaged weights, parts of a batch.
+# and from the loss, drawn classes and features, averaged weights, parts of a batch, pasted objects.
 REAL = (
     "--dataset", "folder", "--model", "fpn_mobilenet_v2:channels=16,dropout=0.5", "--image-size", "32x48",
     "--epochs", "3", "--batch-size", "4", "--workers", "2", "--amp", "off", "--device", "cpu", "--save-every", "3",
     "--log-every", "2", "--augment", "flip,scale,colour,noise", "--schedule", "plateau:patience=0,factor=0.5",
     "--loss", "ce,noisy,consistency,contrastive", "--aux-task", "properties", "--sampling", "balanced",
-    "--ema", "0.9", "--accumulate", "2",
+    "--ema", "0.9", "--accumulate", "2", "--outliers", "noise-shapes",
 )  # fmt: skip
 
 
@@ -165,7 +165,8 @@ def test_two_processes_train_and_agree(folder_set, tmp_path):
     command += [str(ROOT / "train.py"), "--dataset", "folder", "--data-dir", str(folder_set)]
     command += ["--run-dir", str(tmp_path / "run"), *TINY, "--batch-size", "8", "--epochs", "4"]
     command += ["--accumulate", "2", "--ema", "0.5", "--loss", "ce,noisy,consistency,contrastive,spatial,dice,lovasz"]
-    command += ["--aux-task", "properties", "--sampling", "balanced"]
+    command += ["--aux-task", "properties", "--sampling", "balanced", "--outliers", "noise-shapes"]
+    command[command.index("mobilenetv2")] = "mobilenetv2:residual=on"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = read_log(tmp_path / "run")
