@@ -374,7 +374,8 @@ def banner(diagnosis):
 def page(title, config, evaluation, log, pictures, diagnosis, palette, confusion=None, features=None):
     """The whole page as text; see `report.write_report` for the arguments."""
     scores = evaluation or {}
-    about = " · ".join(show(part) for part in (config.get("dataset"), scores.get("split"), config.get("model")) if part)
+    dataset = (scores.get("protocol") or {}).get("dataset") or config.get("dataset")  # the evaluated one first
+    about = " · ".join(show(part) for part in (dataset, scores.get("split"), config.get("model")) if part)
     top = headline(scores) if evaluation else "<p>Not evaluated yet: python evaluate.py --ckpt best.pth</p>"
     flags = f"<details><summary>flags ({len(config)})</summary>{_pairs(sorted(config.items()))}</details>"
     labelled = scores.get("miou") is not None  # else what is said of single classes would be nothing but dashes
