@@ -155,7 +155,9 @@ def measure(run, args):
     predictor, content = engine.load_predictor(run / "best.pth", engine.choose_device(args.device))
     config = content["config"]
     about = Namespace(
-        dataset=content["data"]["dataset"], data_dir=config["data_dir"], anomaly_classes=config["anomaly_classes"]
+        dataset=content["data"]["dataset"],
+        data_dir=config["data_dir"],
+        anomaly_classes=config.get("anomaly_classes", ""),
     )
     split = data.open_split(*engine.open_dataset(about), "test", args.limit)
     layout_map = engine.layout_map_of(content)
