@@ -178,6 +178,31 @@ def test_every_score_of_an_image_is_its_function_on_the_resized_logits(colours):
         assert torch.allclose(found[name], expected, atol=1e-4, rtol=1e-4), name
 
 
+class WithResidual(Colours):
+    """Colours, and a residual head that turns the logits round."""
+
+    residual_head = None
+
+    def forward(self, images):
+        outputs = super().forward(images)
+        return {**outputs, "open": -outputs["out"]}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_residual_score_is_the_energy_of_the_heads_own_logits(colours, flip):
+    plain, spec, root = colours
+    predictor = engine.Predictor(
+        WithResidual(), CLASSES, plain.geometry, plain.device, plain.normalise, flip=flip, scales=(1.0, 0.5)
+    )
+    image, target = data.open_split(spec, root, "test").read(0)
+    opened = predictor.answer(predictor.geometry.resize(image)[None])["open"]
+    assert torch.allclose(opened, -predictor.logits(predictor.geometry.resize(image)[None]))
+    found = engine.predict_image(predictor, image, target.shape, ["energy", "residual"]).scores
+    full = F.interpolate(opened, target.shape, mode="bilinear", align_corners=False)
+    assert torch.allclose(found["residual"], anomaly.energy(full)[0], atol=1e-4)
+    assert not torch.allclose(found["residual"], found["energy"], atol=0.1)
+
+
 def test_strips_do_not_change_a_score(colours, monkeypatch):
     predictor, spec, root = colours
     split = data.open_split(spec, root, "train")
