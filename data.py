@@ -321,7 +321,7 @@ def open_dataset(args):
     spec = build_spec(args.dataset, root)
     if spec.note:
         flags.warn(f"{spec.name}: {spec.note}")
-    if held_out := [name.strip() for name in args.anomaly_classes.split(",") if name.strip()]:
+    if held_out := flags.names(args.anomaly_classes):
         spec = hold_out(spec, held_out)
     return spec, root
 

@@ -328,8 +328,8 @@ def open_outliers(args, spec, root):
         raise UserError("the training set itself", "--outliers", "its other splits are evaluated on; name another set")
     other = replace(recognise(args.outliers), cut=())  # all its images: none of them is evaluated on
     known = build_spec(args.dataset, root).classes
-    wanted = [name.strip() for name in args.outlier_classes.split(",") if name.strip()]
-    chosen, left = choose_classes(other, wanted, known, [name for name in known if name not in spec.classes])
+    held_out = [name for name in known if name not in spec.classes]
+    chosen, left = choose_classes(other, flags.names(args.outlier_classes), known, held_out)
     pairs = {pair for name in other.splits for pair in find_pairs(other, args.outliers, name)}
     split = Split("outliers", other, Path(args.outliers), sorted(pairs))
     objects = find_objects(split, chosen)

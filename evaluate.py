@@ -67,7 +67,7 @@ def open_split(args, content):
     name, held_out = args.dataset or about["dataset"], config.get("anomaly_classes", "")
     data_dir = args.data_dir or (None if is_other_set(args, content) else config["data_dir"])
     known = data.build_spec(name, Path(data_dir or Path("data") / name)).classes
-    if not {part.strip() for part in held_out.split(",")} <= {*known}:  # another set, without these classes
+    if not {*flags.names(held_out)} <= {*known}:  # another set, without these classes
         held_out = ""
     spec, root = engine.open_dataset(Namespace(dataset=name, data_dir=data_dir, anomaly_classes=held_out))
     if not spec.classes:

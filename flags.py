@@ -73,6 +73,11 @@ def non_negative(text):
     return value
 
 
+def names(text):
+    """'cow, sheep' -> ['cow', 'sheep']; nothing for an empty text."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _convert(text, default, option):
     """Read an option's text as the type of its default; a list is written 'a:b'."""
     try:

@@ -279,8 +279,7 @@ def prepare_model(args, spec, last, device):
         checkpoint.load_state(model, last["state"], args.run_dir)
         initial = last["initial"]
     else:
-        held_out = [name for name in args.anomaly_classes.split(",") if name]
-        models.check_trained_classes(args, spec.classes, [name.strip() for name in held_out])
+        models.check_trained_classes(args, spec.classes, flags.names(args.anomaly_classes))
         model, lines = models.start_model(args, spec.num_classes)
         print("\n".join(lines))
         initial = checkpoint.fingerprint(model)
