@@ -19,7 +19,7 @@ import engine
 import losses
 import metrics
 import models
-from probes import Finding
+from probes_finding import Finding
 
 # |correlation| between neighbouring pixels, or between two draws, below which pixels pass for independent. White noise
 # of 120x160x3 values stays below 0.02; photographs have 0.8 and more between neighbours.

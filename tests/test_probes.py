@@ -22,6 +22,7 @@ import metrics
 import models
 import probes
 import probes_noise
+import probes_shortcut
 
 CPU = torch.device("cpu")
 
@@ -191,8 +192,8 @@ def test_collapse_and_image_reliance(kind, collapse, reliance, folder_set):
 
 def test_a_model_that_knows_the_layout_only_is_named():
     mious = {"own": 0.5, "mismatched": 0.45, "noise": 0.1}
-    assert probes._judge_reliance(mious, 0.4).cause == "layout_shortcut"
-    assert probes._judge_reliance({**mious, "mismatched": 0.2}, 0.4).verdict == "pass"
+    assert probes_shortcut._judge_reliance(mious, 0.4).cause == "layout_shortcut"
+    assert probes_shortcut._judge_reliance({**mious, "mismatched": 0.2}, 0.4).verdict == "pass"
 
 
 # ---- noise test
