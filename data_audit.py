@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data import count_values, label_error, match_size, read_image, read_labels
+from data import count_values, label_error, likely_cause, match_size, read_image, read_labels, starts_at_one
 from data_specs import UNKNOWN, VOID
 from flags import UserError, warn
 
@@ -39,7 +39,9 @@ class Audit:
     sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
     void: int = 0
     anomaly: int = 0
-    unknown: dict = field(default_factory=dict)  # file -> {mask value: pixels}
+    unknown: dict = field(default_factory=dict)  # file -> {undeclared mask value: pixels}
+    faulty_values: Counter = field(default_factory=Counter)  # all mask values of those files -> pixels
+    anomaly_values: Counter = field(default_factory=Counter)  # all mask values of files that hold an anomaly -> pixels
     broken: dict = field(default_factory=dict)  # file -> the error's text
     rotated: list = field(default_factory=list)  # files with an EXIF orientation
 
@@ -58,22 +60,39 @@ class Audit:
         """Names of the classes that hold no pixel."""
         return [name for name, n in zip(self.split.spec.classes, self.counts, strict=True) if not n]
 
+    @property
+    def unknown_values(self):
+        """Undeclared mask value -> pixels, over all files."""
+        total = Counter()
+        for values in self.unknown.values():
+            total.update(values)
+        return total
+
     def error(self):
         """The first fault as UserError, or None."""
+        fault = self.fault()
+        return fault and fault[1]
+
+    def fault(self):
+        """The first fault as (cause as the doctor names it, UserError), or None."""
         if self.broken:
             first = next(iter(self.broken.values()))
             more = f" (and {len(self.broken) - 1} more files of {self.split.name} fail)" if len(self.broken) > 1 else ""
-            return UserError(first + more)
+            return "unreadable_files", UserError(first + more)
         if self.unknown:
-            total = sum((Counter(v) for v in self.unknown.values()), Counter())
-            return label_error(total, self.values, next(iter(self.unknown)), self.split.spec, len(self.unknown))
+            about = self.unknown_values, self.faulty_values, next(iter(self.unknown)), self.split.spec
+            return likely_cause(*about)[0], label_error(*about, len(self.unknown))
         if self.split.name == "train" and self.anomaly:
             what = f"{self.anomaly:,} anomaly pixels in the training split of {self.split.spec.name}"
-            return UserError(what, remedy="anomalies belong in the test split only; relabel or remove them")
-        if not self.counts.any():
-            return UserError(
-                f"no labelled pixel in split {self.split.name}", remedy="all masks are void; fix the masks"
+            if starts_at_one(self.anomaly_values, self.split.spec):
+                what = f"{what}, none of the lowest class in these files"
+                return "one_based_labels", UserError(what, remedy="labels that start one too high: export them anew")
+            return "anomaly_in_training", UserError(
+                what, remedy="anomalies belong in the test split only; relabel or remove them"
             )
+        if not self.counts.any():
+            what = f"no labelled pixel in split {self.split.name}"
+            return "no_labels", UserError(what, remedy="all masks are void; fix the masks")
         return None
 
 
@@ -147,11 +166,14 @@ def _add(result, index, pair):
     result.image_counts[index] = counts[:classes]
     result.image_sizes[index] = size
     result.void += int(counts[VOID])
-    result.anomaly += int(counts[classes]) if result.split.spec.anomaly else 0
+    if result.split.spec.anomaly and counts[classes]:
+        result.anomaly += int(counts[classes])
+        result.anomaly_values.update(values)
     result.values.update(values)
     result.sizes[size] += 1
     if unknown:
         result.unknown[str(mask_path)] = unknown
+        result.faulty_values.update(values)
     if rotated:
         result.rotated.append(str(image_path))
 

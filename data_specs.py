@@ -272,6 +272,39 @@ def recognise(root):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The same class by other names
+
+# Other sets' names for what Cityscapes calls so, where it has such a class.
+ALIASES = {
+    "pavement": "sidewalk",
+    "footpath": "sidewalk",
+    "tree": "vegetation",
+    "sign": "traffic sign",
+    "sign symbol": "traffic sign",
+    "pedestrian": "person",
+    "body": "person",
+    "bicyclist": "rider",
+    "cyclist": "rider",
+    "road line": "road",  # most sets do not label lines apart
+    "lane marking": "road",
+    "aeroplane": "airplane",
+    "ship": "boat",
+    "minibike": "motorcycle",
+}
+
+
+def canonical_classes(classes):
+    """The common names of a set's classes, in their order: two sets hold the same class where these are equal.
+
+    Two classes of one set may share a name ("road" and "road line"). StreetHazards' "unlabeled", where there is no
+    "sky" beside it, is the sky.
+    """
+    names = [" ".join(name.lower().replace("_", " ").replace("-", " ").split()) for name in classes]
+    aliases = ALIASES if "sky" in names else {**ALIASES, "unlabeled": "sky"}
+    return [aliases.get(name, name) for name in names]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Anomalies by agreement
 
 

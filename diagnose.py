@@ -1,17 +1,25 @@
 """Say what is wrong with a data set, a model, or a training, how that is known, and what to do.
 
-    python diagnose.py --noise-test                             what do the labels alone teach? about 3 minutes
-    python diagnose.py --data --dataset folder --data-dir DIR   files, labels, classes, layout floor
-    python diagnose.py --ckpt runs/streets/best.pth             every probe that applies and trains nothing
-    python diagnose.py --all --dataset camvid --data-dir DIR    everything that needs no checkpoint
+    python diagnose.py --data --dataset folder --data-dir DIR   files, labels, do the masks fit the images? 20 seconds
+    python diagnose.py --ckpt runs/streets/best.pth             every probe that applies and trains nothing; 2 minutes
+    python diagnose.py --model-from FILE.py:FUNCTION --weights W --dataset folder --data-dir DIR   somebody else's model
+    python diagnose.py --noise-test                             what do the labels alone teach? 2.5 minutes
+    python diagnose.py --only duplicates,label_agreement --dataset camvid --data-dir DIR
+    python diagnose.py --ckpt best.pth --cross-dataset camvid,other/folder    what does not travel, and why
+    python diagnose.py --all --dataset camvid --data-dir DIR    all that applies, trainings included; half an hour
 
-Exit code 0: nothing wrong was found; 1: a fault was found; 2: the input is wrong. Findings go to diagnosis.json.
+Exit code 0: nothing wrong was found; 1: a fault was found; 2: the input is wrong. Findings go to diagnosis.json, with
+their evidence as pictures to diagnosis.html. Only a FILE.py that you name is ever executed.
 """
 
+import json
 import sys
 import time
+import traceback
 from argparse import Namespace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,32 +31,37 @@ import flags
 import losses
 import metrics
 import models
+import models_foreign
 import probes
-import probes_noise
 import report
 from flags import UserError
 
-PROBES = ("data", "gradient_flow", "collapse", "noise_test")
-ABOUT_A_FRESH_MODEL = {"dataset", "model", "weights", "freeze", "aux_task", "image_size", "iters", "lr"}
+ABOUT_TRAINING = {"model", "freeze", "aux_task", "iters", "lr"}
 
 
 def build_parser():
     """All flags of diagnose.py."""
-    parser = flags.Parser(__doc__)
-    group = parser.add_argument_group("what to look at; nothing given: all that trains nothing")
+    parser = flags.Parser(__doc__ + "\n" + list_probes())
+    group = parser.add_argument_group("what to look at; nothing given: all that applies and trains nothing")
     group.add_argument("--ckpt", metavar="FILE", help="a checkpoint; its data set, model and loss are used")
-    group.add_argument("--data", action="store_true", help="files, label values, classes, weights, layout floor")
-    group.add_argument("--gradient-flow", action="store_true", help="does the loss reach every layer and the image?")
-    group.add_argument("--collapse", action="store_true", help="classes used, same mask for all (needs --ckpt)")
+    group.add_argument("--data", action="store_true", help="the data set alone: every probe of the group data")
     group.add_argument("--noise-test", action="store_true", help="train on noise; with --ckpt: its score on noise")
-    group.add_argument("--all", action="store_true", help="all of them")
-    group.add_argument("--out", metavar="DIR", help="where the JSON files go; empty: beside --ckpt, else runs/diagnose")
-    group.add_argument("--json", metavar="FILE", help="where the findings go; empty: OUT/diagnosis.json")
+    group.add_argument("--only", default="", metavar="NAME,...", help="these probes; empty: off")
+    group.add_argument("--all", action="store_true", help="all that applies, those that train included")
+    group.add_argument(
+        "--cross-dataset",
+        default="",
+        metavar="SET,...",
+        help="with --ckpt: names of data sets, or folders that hold one; how its score travels there; empty: off",
+    )
+    group.add_argument("--out", metavar="DIR", help="where the findings go; empty: beside --ckpt, else runs/diagnose")
+    group.add_argument("--json", metavar="FILE", help="where the JSON goes; empty: OUT/diagnosis.json")
     data.add_data_flags(parser)
     models.add_model_flags(parser)
-    group = parser.add_argument_group("noise test")
+    models_foreign.add_foreign_flags(parser)
+    group = parser.add_argument_group("how the fresh or foreign model sees images, and how probes that train do it")
     group.add_argument("--image-size", type=flags.size, default=[120, 160], metavar="HxW", help="canvas, pixels")
-    group.add_argument("--iters", type=flags.positive_int, default=600, help="steps")
+    group.add_argument("--iters", type=flags.positive_int, default=400, help="steps of each training")
     group.add_argument("--batch-size", type=flags.positive_int, default=8, help="images a step")
     group.add_argument("--lr", type=flags.non_negative, default=2e-3, help="peak learning rate")
     group.add_argument("--seed", type=flags.natural, default=0, help="of weights, order and noise")
@@ -56,98 +69,126 @@ def build_parser():
     return parser
 
 
-def choose_probes(args):
-    """The names of the probes to run, in order. Raises UserError for one that lacks its input."""
-    chosen = [name for name in PROBES if args.all or getattr(args, name)]
-    if args.collapse and not args.ckpt:
-        raise UserError("--collapse judges a trained model", remedy="give it with --ckpt FILE")
-    if not chosen:
-        chosen = list(PROBES) if args.ckpt else ["data", "gradient_flow"]
-    return [name for name in chosen if name != "collapse" or args.ckpt]
-
-
 class Patient:
-    """What is examined: a data set, audited once when first needed, and a model with its loss."""
+    """What is examined: a data set, a model or none, and what probes share, each made once when first needed."""
 
     def __init__(self, args):
         self.args = args
         self.device = engine.choose_device(args.device)
         self.predictor, self.content = engine.load_predictor(args.ckpt, self.device) if args.ckpt else (None, None)
-        config = Namespace(**self.content["config"]) if args.ckpt else None
-        where = args
-        if config:
-            where = Namespace(
-                dataset=self.content["data"]["dataset"],
-                data_dir=args.data_dir or config.data_dir,
-                anomaly_classes=getattr(config, "anomaly_classes", ""),
-            )
-        self.config = config
-        self.spec, root = engine.open_dataset(where)
-        if config:
+        self.config = Namespace(**self.content["config"]) if args.ckpt else None
+        self.spec, root = engine.open_dataset(self._where())
+        if self.content:
             engine.check_classes(self.spec, self.content)
         self.splits = {name: data.open_split(self.spec, root, name, args.limit) for name in ("train", "val")}
+        if has_test(self.spec, root):
+            self.splits["test"] = data.open_split(self.spec, root, "test", args.limit)
+        if args.model_from:
+            net = models_foreign.load_foreign(args.model_from, args.weights, self.spec.num_classes)
+            prepare = models_foreign.build_preparation(args)
+            geometry = data.Geometry(args.image_size)
+            self.predictor = engine.Predictor(net, self.spec.num_classes, geometry, self.device, prepare)
         self.fresh = None
-        if not args.ckpt:  # built at once: a wrong --model, --weights or --freeze is the user's mistake, not a finding
+        if self.predictor is None:  # built at once: a wrong --model, --weights or --freeze is the user's mistake
             torch.manual_seed(args.seed)
             self.fresh = models.start_model(args, self.spec.num_classes)[0].to(self.device)
-        self.audits = None
-        self.noted = None  # (finding, totals, statistics) of the one pass that two probes share
+        self.rows = []  # of trainings under conditions
+        self.tell = lambda done, total: None  # how far the present probe is
 
-    def audit(self):
-        """{split: Audit}, read once."""
-        if self.audits is None:
-            self.audits = {}
-            for name, split in self.splits.items():
-                progress = report.Progress(len(split), f"read {name}", "images")
-                self.audits[name] = data_audit.audit(split, metrics.GRID, progress.update)
-                progress.close()
-        return self.audits
+    def tell_step(self, step):
+        """A training has done so many of its steps."""
+        self.tell(step, self.args.iters)
 
-    def clean_audit(self):
+    def _where(self):
+        """The flags that choose the data set: the checkpoint's own, in the folder that was given or noted."""
+        if not self.config:
+            return self.args
+        return Namespace(
+            dataset=self.content["data"]["dataset"],
+            data_dir=self.args.data_dir or self.config.data_dir,
+            anomaly_classes=getattr(self.config, "anomaly_classes", ""),
+        )
+
+    @property
+    def title(self):
+        """What is examined, in a few words."""
+        model = self.content["model"]["name"] if self.content else Path(self.args.model_from).name
+        return f"Diagnosis of {self.spec.name}" + (f", {model}" if model else "")
+
+    @property
+    def palette(self):
+        """The classes' colours."""
+        return self.spec.palette or report.distinct_palette(self.spec.num_classes)
+
+    def _read(self, reader):
+        """{split: reader(split, progress)}."""
+        total, before, found = sum(map(len, self.splits.values())), 0, {}
+        for name, split in self.splits.items():
+            found[name] = reader(split, lambda done, before=before: self.tell(before + done, total))
+            before += len(split)
+        return found
+
+    @cached_property
+    def audits(self):
+        """{split: Audit}."""
+        return self._read(lambda split, progress: data_audit.audit(split, metrics.GRID, progress))
+
+    @cached_property
+    def surveys(self):
+        """{split: Survey}."""
+        return self._read(probes.survey)
+
+    @property
+    def clean_audits(self):
         """The audits, for a probe that cannot work on faulty data. Raises UserError naming the fault."""
-        for audit in self.audit().values():
+        for audit in self.audits.values():
             if error := audit.error():
                 raise error
         return self.audits
 
-    def rely(self):
-        """image_reliance's (finding, totals, statistics), computed once."""
-        if self.noted is None:
-            val, batch = self.splits["val"], self.args.batch_size
-            seen = iter(range(3 * len(val) + 1))
-            progress = report.Progress(3 * len(val), "predict val", "images")
-            self.noted = probes.image_reliance(
-                self.predictor,
-                val,
-                engine.layout_map_of(self.content),
-                batch_size=batch,
-                workers=self.args.workers,
-                seed=self.args.seed,
-                progress=lambda: progress.update(next(seen) + 1),
-            )
-            progress.close()
-        return self.noted
+    @cached_property
+    def sample(self):
+        """A few validation images as the network sees them."""
+        return probes.take_sample(self.splits["val"], self.predictor.geometry)
+
+    @cached_property
+    def layout_map(self):
+        """The training masks' layout map: the checkpoint's own, or made here."""
+        if self.content:
+            return engine.layout_map_of(self.content)
+        return metrics.fit_layout(self.clean_audits["train"].grids, self.spec.num_classes).map
+
+    @cached_property
+    def log(self):
+        """The lines of log.jsonl beside the checkpoint. Raises UserError where there is none."""
+        path = Path(self.args.ckpt).parent / "log.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no log ({error.__class__.__name__})", path, "it lies beside a run's checkpoints"
+            ) from None
 
     def model_and_loss(self):
-        """The model to examine and its criterion: the checkpoint's, or a fresh one with plain cross-entropy."""
-        if self.config is None:
-            criterion = losses.Criterion(
-                {"ce": [1.0]}, self.spec.num_classes, data.Normalise(), aux_weights=self.fresh.aux_weights
-            )
-            return self.fresh, criterion.to(self.device)
-        config, counts = self.config, self.clean_audit()["train"].image_counts
-        models.freeze(self.predictor.model, config.freeze)
+        """The model to examine and its criterion: the checkpoint's, or plain cross-entropy."""
+        model = self.predictor.model if self.predictor else self.fresh
+        prepare = self.predictor.normalise if self.predictor else data.Normalise()
+        options = {"terms": {"ce": [1.0]}}
+        if self.config:
+            config, counts = self.config, self.clean_audits["train"].image_counts
+            models.freeze(model, config.freeze)
+            outliers = getattr(config, "outliers", "none")
+            options = {
+                "terms": losses.choose_terms(config.loss, outliers, model.centres is not None),
+                "class_weights": losses.class_weights(
+                    config.class_weights, torch.from_numpy(counts), self.spec.classes
+                ),
+                "label_smoothing": config.label_smoothing,
+            }
         criterion = losses.Criterion(
-            losses.choose_terms(
-                config.loss, getattr(config, "outliers", "none"), self.predictor.model.centres is not None
-            ),
-            self.spec.num_classes,
-            self.predictor.normalise,
-            class_weights=losses.class_weights(config.class_weights, torch.from_numpy(counts), self.spec.classes),
-            label_smoothing=config.label_smoothing,
-            aux_weights=self.predictor.model.aux_weights,
+            options.pop("terms"), self.spec.num_classes, prepare, aux_weights=model.aux_weights, **options
         )
-        return self.predictor.model, criterion.to(self.device)
+        return model, criterion.to(self.device)
 
     def outliers(self):
         """What was pasted into the checkpoint's training images, into every one here; None where nothing was."""
@@ -173,88 +214,267 @@ class Patient:
         return data.to_float(images), targets
 
 
-def examine(patient, name):
-    """Run one group of probes: a list of findings."""
-    if name == "data":
-        audits = patient.audit()
-        findings = [probes.audit_files(audits)]
-        if findings[0].verdict == "pass":
-            findings += [probes.class_distribution(audits), probes.layout_floor(audits, "val")]
-        return findings
-    if name == "gradient_flow":
-        model, criterion = patient.model_and_loss()
-        return [probes.gradient_flow(model, criterion, *patient.training_batch())]
-    if name == "collapse":
-        _, totals, statistics = patient.rely()
-        return [probes.collapse(totals, statistics, patient.spec.classes)]
-    if patient.predictor:
-        return [patient.rely()[0]]
-    progress = report.Progress(patient.args.iters, "noise test", "steps")
-    finding = probes_noise.noise_test(
-        patient.args, patient.splits, patient.clean_audit(), patient.device, progress=progress.update
+def has_test(spec, root):
+    """Whether the set has a test split here; a set without one is no fault."""
+    if "test" in spec.cut:
+        return True
+    parts = spec.splits.get("test", ())
+    return bool(parts) and all((Path(root) / part).is_dir() for part in parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The probes
+
+
+class Probe(NamedTuple):
+    """When a probe applies, what it costs (about; seconds of one CPU core, weighs the progress line), what it runs.
+
+    needs: "" a data set, "model" one that was trained, "ckpt" one of ours, "fresh" trains one itself.
+    """
+
+    group: str
+    needs: str
+    cost: float
+    run: object  # Patient -> [Finding]
+
+
+PROBES = {
+    "files": Probe("data", "", 5, lambda p: [probes.audit_files(p.audits)]),
+    "classes": Probe("data", "", 0.1, lambda p: [probes.class_distribution(p.clean_audits)]),
+    "layout_floor": Probe("data", "", 0.2, lambda p: [probes.layout_floor(p.clean_audits, "val")]),
+    "mask_values": Probe("data", "", 5, lambda p: [probes.mask_values(p.audits, p.surveys)]),
+    "mask_borders": Probe("data", "", 0.2, lambda p: [probes.mask_borders(p.surveys)]),
+    "images": Probe("data", "", 0.2, lambda p: [probes.odd_images(p.surveys)]),
+    "duplicates": Probe("data", "", 1, lambda p: [probes.duplicates(p.surveys)]),
+    "label_agreement": Probe("data", "", 8, lambda p: probes.label_agreement(pairs_of(p.surveys))),
+    "log": Probe("model", "ckpt", 0.1, lambda p: probes.training_log(p.log, vars(p.config))),
+    "untrained": Probe("model", "model", 0.2, lambda p: [untrained(p)]),
+    "gradient_flow": Probe(
+        "shortcut", "", 3, lambda p: [probes.gradient_flow(*p.model_and_loss(), *p.training_batch())]
+    ),
+    "softmax": Probe("model", "model", 3, lambda p: [probes.softmax_inside(p.predictor, p.sample)]),
+    "preprocessing": Probe("model", "model", 10, lambda p: [probes.preprocessing(p.predictor, p.sample, p.layout_map)]),
+    "input_contrast": Probe("model", "model", 0.2, lambda p: [probes.input_contrast(p.predictor, p.sample)]),
+    "batch_norm": Probe("model", "model", 3, lambda p: [probes.batch_norm_gap(p.predictor, p.sample, p.layout_map)]),
+    "class_ids": Probe("model", "model", 1, lambda p: [probes.class_assignment(p.predictor, p.sample, p.layout_map)]),
+    "shift": Probe("model", "model", 1, lambda p: [probes.prediction_shift(p.predictor, p.sample, p.layout_map)]),
+    "flip": Probe("model", "model", 3, lambda p: [probes.flip_equivariance(p.predictor, p.sample, p.layout_map)]),
+    "collapse": Probe("model", "model", 1, lambda p: [probes.collapse(p.predictor, p.sample)]),
+    "layout_reliance": Probe("shortcut", "model", 20, lambda p: [layout_reliance(p)]),
+    "features": Probe("shortcut", "model", 3, lambda p: [probes.feature_correlation(p.predictor, p.sample)]),
+    "noise_test": Probe("training", "fresh", 150, lambda p: [noise_test(p)]),
+    **{
+        name: Probe("training", "fresh", 150, lambda p, name=name: train_under(p, name))
+        for name in probes.CONDITIONS
+        if name != "noise"  # that is the noise test
+    },
+}
+
+
+def list_probes():
+    """The names of --only, by group."""
+    groups = dict.fromkeys(probe.group for probe in PROBES.values())
+    lines = [f"    {group:9} {', '.join(n for n, p in PROBES.items() if p.group == group)}" for group in groups]
+    return "\n".join(["probes of --only:", *lines])
+
+
+def choose_probes(args):
+    """The names of the probes to run, in order. Raises UserError for an unknown one, or one that lacks its input."""
+    trained = bool(args.ckpt or args.model_from)
+    given = {"": True, "model": trained, "ckpt": bool(args.ckpt), "fresh": True}
+    wanted = flags.names(args.only)
+    for name in wanted:
+        if name not in PROBES:
+            raise UserError(f"unknown probe {name!r}", "--only", flags.nearest(name, PROBES))
+        if PROBES[name].needs == "model" and not trained:
+            raise UserError(f"{name} judges a trained model", "--only", "give it with --ckpt FILE, or --model-from")
+        if not given[PROBES[name].needs]:
+            raise UserError(f"{name} reads a run of ours", "--only", "give it with --ckpt FILE")
+    if args.noise_test:
+        wanted.append("layout_reliance" if trained else "noise_test")
+    if args.data:
+        wanted += [name for name, probe in PROBES.items() if probe.group == "data"]
+    if not wanted and not (args.cross_dataset and not args.all):
+        wanted = [n for n, p in PROBES.items() if given[p.needs] and (args.all or p.needs != "fresh")]
+    return [name for name in PROBES if name in wanted]
+
+
+def check_flags(args, given, names):
+    """Refuse what would be ignored. given: the flags' names. Raises UserError."""
+    if args.ckpt and args.model_from:
+        raise UserError("--model-from beside --ckpt", remedy="examine one model at a time")
+    if args.cross_dataset and not args.ckpt:
+        raise UserError("--cross-dataset judges a trained model", remedy="give it with --ckpt FILE")
+    trains = any(PROBES[name].needs == "fresh" for name in names)
+    fixed = set()
+    if args.ckpt:
+        fixed = {"dataset", "mean", "std", "channel_order"} | (set() if trains else {"image_size", "weights"})
+    fixed |= set() if trains or not (args.ckpt or args.model_from) else ABOUT_TRAINING
+    if not args.model_from:
+        fixed |= {"mean", "std", "channel_order"}
+    if extra := sorted(fixed & given):
+        source = "the checkpoint brings its own" if args.ckpt else "it goes with --model-from"
+        raise UserError(f"--{extra[0].replace('_', '-')} would change nothing", remedy=f"{source}; leave it out")
+
+
+def untrained(patient):
+    """What never moved: against the checkpoint's starting fingerprint, or by the looks of a foreign model's weights."""
+    initial = patient.content["initial"] if patient.content else None
+    return probes.untrained(patient.predictor, patient.sample, initial, patient.config)
+
+
+def gradient_flow(patient):
+    """Does the loss reach every layer and the image?"""
+    return probes.gradient_flow(*patient.model_and_loss(), *patient.training_batch())
+
+
+def layout_reliance(patient):
+    """How much of the score survives without the image."""
+    return probes.layout_reliance(
+        patient.predictor,
+        patient.splits["val"],
+        patient.layout_map,
+        batch_size=patient.args.batch_size,
+        seed=patient.args.seed,
+        progress=patient.tell,
     )
-    progress.close()
-    return [finding]
+
+
+def noise_test(patient):
+    """Train on noise."""
+    args, audits = patient.args, patient.clean_audits
+    finding = probes.noise_test(args, patient.splits, audits, patient.device, progress=patient.tell_step)
+    patient.rows.append(probes.noise_row(finding))
+    return finding
+
+
+def train_under(patient, name):
+    """Train under a condition; its finding comes at the end, when all are there to be compared (`judge_trainings`)."""
+    args, audits = patient.args, patient.clean_audits
+    patient.rows.append(
+        probes.run_condition(name, args, patient.splits, audits, patient.device, progress=patient.tell_step)
+    )
+    return []
+
+
+def judge_trainings(patient):
+    """The findings on all trainings under conditions, judged beside each other."""
+    if all(row["condition"] == "noise" for row in patient.rows):
+        return []
+    audits = patient.clean_audits
+    layout = metrics.fit_layout(audits["train"].grids, patient.spec.num_classes)
+    known = probes.references(audits["train"], patient.splits["val"], layout)
+    found = probes.judge_conditions(patient.rows, known)
+    return [finding for finding in found if finding.probe != "shortcut.noise"]  # the noise test has its own
+
+
+def pairs_of(surveys):
+    """{split: [(file, grey (h, w) uint8, target (h, w) uint8)]} of the pairs that a survey keeps pictures of."""
+    return {
+        name: [(survey.files[i], survey.greys[i], survey.targets[i]) for i in sorted(survey.greys)]
+        for name, survey in surveys.items()
+    }
+
+
+def run_probe(patient, name):
+    """One probe's findings; one that cannot run is a skip with its reason, so that the others still run."""
+    start = time.perf_counter()
+    try:
+        found = PROBES[name].run(patient)
+    except UserError as error:
+        found = [probes.Finding(f"{PROBES[name].group}.{name}", "skip", str(error))]
+    except FloatingPointError as error:
+        about = {
+            "cause": "answers_not_finite",
+            "remedy": "use an earlier checkpoint, or train with --clip 1 or --amp off",
+        }
+        found = [probes.Finding(f"{PROBES[name].group}.{name}", "fail", str(error), **about)]
+    except Exception as error:  # a foreign model may do anything; what it did is shown, not hidden
+        why = f"could not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        evidence = {"traceback": traceback.format_exc().splitlines()[-6:]}
+        found = [probes.Finding(f"{PROBES[name].group}.{name}", "skip", why, evidence=evidence)]
+    for finding in found:
+        finding.seconds = finding.seconds or (time.perf_counter() - start) / len(found)
+    return found
 
 
 def run_probes(patient, names):
-    """All findings; a probe that cannot run is a skip with its reason, and the others still run.
+    """All findings, with one line of progress over all of them.
 
     Data found faulty on the way is a finding of its own, whichever probe came upon it.
     """
-    findings = []
+    total, before, findings = sum(PROBES[name].cost for name in names), 0.0, []
+    progress = report.Progress(100, "diagnose", "%")
     for name in names:
-        start = time.perf_counter()
-        try:
-            found = examine(patient, name)
-        except UserError as error:
-            found = [probes.Finding(name, "skip", str(error))]
-        for finding in found:
-            finding.seconds = finding.seconds or (time.perf_counter() - start) / len(found)
-        findings += found
-    if patient.audits and "data" not in names:
+        cost = PROBES[name].cost
+
+        def tell(done, of, before=before, cost=cost, name=name):
+            progress.update(round(100 * (before + cost * done / max(of, 1)) / total), probe=name)
+
+        patient.tell = tell
+        tell(0, 1)
+        findings += run_probe(patient, name)
+        before += cost
+    progress.update(100)
+    progress.close()
+    findings += judge_trainings(patient)
+    if "audits" in vars(patient) and "files" not in names:
         findings += [found for found in [probes.audit_files(patient.audits)] if found.verdict == "fail"]
     return findings
 
 
-def print_findings(diagnosis):
-    """The findings on the terminal, most likely root cause first."""
-    for one in diagnosis["findings"]:
-        print(f"{one['verdict'].upper():4}  {one['probe']} ({one['seconds']:.1f} s): {one['why']}")
-        if one["remedy"] and one["verdict"] != "pass":
-            print(f"      remedy: {one['remedy']}")
-        for step in one["evidence"].get("curve", []):
-            print(
-                f"      after {step['iteration']:4} steps: validation loss {step['loss']:.3f}, "
-                f"training loss {step['train_loss']:.3f}, mIoU {step['miou']:.3f}"
-            )
-        if "references" in one["evidence"]:
-            known = one["evidence"]["references"]
-            print(
-                f"      lines: chance mIoU {known['chance']:.3f}, prior {known['prior']:.3f} nats (mIoU "
-                f"{known['prior_miou']:.3f}), layout {known['layout']:.3f} nats, a = 0 map mIoU "
-                f"{known['layout_map']:.3f}, layout floor {known['floor']:.3f}"
-            )
-    cause = f", root cause: {diagnosis['root_cause']}" if diagnosis["root_cause"] else ""
-    print(f"verdict: {diagnosis['verdict']}{cause}")
+def cross(patient):
+    """The findings of --cross-dataset: the checkpoint's own set first, then the others."""
+    own = patient.splits["val"]
+    sets = {f"{patient.spec.name}, its own": (own, patient.clean_audits["train"].grids)}
+    for text in flags.names(patient.args.cross_dataset):
+        folder = Path("data") / text if text in data.DATASETS else Path(text)
+        if folder.resolve() == own.root.resolve():
+            continue
+        spec = data.recognise(folder)
+        splits = {name: data.open_split(spec, folder, name, patient.args.limit) for name in ("train", "val")}
+        audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
+        data_audit.require_clean(audits.values())
+        sets[text] = (splits["val"], audits["train"].grids)
+    progress = report.Progress(100, "cross-dataset", "%")
+    found = probes.cross_dataset(
+        patient.predictor,
+        patient.spec.classes,
+        sets,
+        progress=lambda done, of: progress.update(round(100 * done / of)),
+    )
+    progress.close()
+    return found
+
+
+def diagnose(words=None):
+    """Examine what the flags name and write down what was found; returns diagnosis.json's content."""
+    parser = build_parser()
+    args = parser.parse_args(words)
+    names = choose_probes(args)
+    check_flags(args, parser.given, names)
+    patient = Patient(args)
+    findings = run_probes(patient, names)
+    if args.cross_dataset:
+        findings += cross(patient)
+    out = Path(args.out or (Path(args.ckpt).parent if args.ckpt else Path("runs") / "diagnose"))
+    drawn = report.save_exhibits(out, findings, patient.spec.classes, patient.palette)
+    for finding, pictures in zip(findings, drawn, strict=True):
+        if pictures:
+            finding.evidence["pictures"] = pictures
+    diagnosis = probes.conclude(findings)
+    report.write_json(args.json or out / "diagnosis.json", diagnosis)
+    for finding in findings:
+        if weights := finding.evidence.get("recommended_weights"):
+            report.write_json(out / "class_weights.json", weights)
+    report.write_diagnosis_page(out / "diagnosis.html", patient.title, diagnosis, out)
+    return diagnosis
 
 
 def main():
     """Diagnose; returns 1 when a fault was found."""
-    parser = build_parser()
-    args = parser.parse_args()
-    if args.ckpt and parser.given & ABOUT_A_FRESH_MODEL:
-        name = min(parser.given & ABOUT_A_FRESH_MODEL).replace("_", "-")
-        raise UserError(f"--{name} beside --ckpt", remedy="the checkpoint brings its own; leave one of the two out")
-    names = choose_probes(args)
-    patient = Patient(args)
-    diagnosis = probes.conclude(run_probes(patient, names))
-    out = Path(args.out or (Path(args.ckpt).parent if args.ckpt else Path("runs") / "diagnose"))
-    report.write_json(args.json or out / "diagnosis.json", diagnosis)
-    for finding in diagnosis["findings"]:
-        if weights := finding["evidence"].get("recommended_weights"):
-            report.write_json(out / "class_weights.json", weights)
-    print_findings(diagnosis)
+    diagnosis = diagnose()
+    print(report.diagnosis_table(diagnosis))
     return 1 if diagnosis["verdict"] == "fail" else 0
 
 

@@ -4,11 +4,14 @@ The best possible outcome is then known, the position-only distribution of the l
 the training machinery really does: nothing (at or above the class prior), its job (between prior and layout), or too
 much (below the layout: the labels leak in). Before anything is judged, the tensors that enter the network are shown to
 be noise: a noise test that silently trained on real images is the classic way to fool oneself.
+
+`prepare`, `learn` and `validate` are the small plain training itself, which `probes_conditions` runs on other inputs.
 """
 
 import copy
 import math
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ import engine
 import losses
 import metrics
 import models
+import probes_inputs
 from probes_finding import Finding
 
 # |correlation| between neighbouring pixels, or between two draws, below which pixels pass for independent. White noise
@@ -26,20 +30,9 @@ from probes_finding import Finding
 WHITE = 0.1
 
 
-def fresh_noise(images, _targets, generator):
+def fresh_noise(images, targets, generator):
     """Uniform noise in place of images (N, h, w, 3) uint8: new at every call, independent at every pixel."""
-    return torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator, device=generator.device)
-
-
-class NoiseInput:
-    """Stands where data.Augment stands: the targets stay as they are, the images become `make`'s noise."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __call__(self, images, targets, generator):
-        """images (N, h, w, 3) uint8, targets (N, h, w) uint8 -> (N, 3, h, w) float32 in [0, 1], targets."""
-        return data.to_float(self.make(images, targets, generator)), targets
+    return probes_inputs.noise(images, targets, generator)[0]
 
 
 def correlation(a, b):
@@ -104,8 +97,8 @@ def references(audit, split, layout):
     """What is known beforehand, on a split's targets at their own size.
 
     Returns {"prior", "layout": nats per pixel, "spread": the layout loss's standard deviation over images,
-    "train_layout": the layout loss on the training targets themselves, which nothing that only knows the place can beat
-    by more than chance, "chance", "prior_miou", "layout_map": mIoU of the a = 0 map, "floor"}.
+    "train_prior" and "train_layout": both on the training targets themselves, where nothing that only knows the place
+    can beat the layout by more than chance, "chance", "prior_miou", "layout_map": mIoU of the a = 0 map, "floor"}.
     """
     num_classes = split.spec.num_classes
     distribution = torch.from_numpy(np.asarray(metrics.layout_distribution(audit.grids, num_classes)))
@@ -121,7 +114,8 @@ def references(audit, split, layout):
         for name, guess in (("prior_miou", top), ("layout_map", plain), ("floor", layout.map)):
             guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
             confusions[name] = confusions[name] + metrics.confusion_matrix(guess, target, num_classes)
-    sums["train_layout"] = [metrics.pixel_nll(distribution, torch.from_numpy(grid)) for grid in audit.grids]
+    for name, known in (("train_prior", prior), ("train_layout", distribution)):
+        sums[name] = [metrics.pixel_nll(known, torch.from_numpy(grid)) for grid in audit.grids]
     per_image = [nats / n for nats, n in sums["layout"] if n]
     return {
         **{name: sum(nats for nats, _ in rows) / max(1, sum(n for _, n in rows)) for name, rows in sums.items()},
@@ -138,83 +132,131 @@ def noise_test(args, splits, audits, device, make=fresh_noise, fresh=True, progr
     make(images, targets, generator): the noise, uint8; fresh: whether it must be new at every draw. progress(steps).
     """
     start = time.perf_counter()
-    torch.manual_seed(args.seed)
     train, val = splits["train"], splits["val"]
-    geometry = data.Geometry(args.image_size)
-    model, _ = models.start_model(args, train.spec.num_classes)
-    model.to(device, memory_format=torch.channels_last)
-    criterion = losses.Criterion({"ce": [1.0]}, train.spec.num_classes, data.Normalise()).to(device)
-    training = _start(args, model, device, NoiseInput(make), audits["train"], geometry)
-    complaint, proof = prove_noise(training, criterion, train, geometry, fresh=fresh)
+
+    def change(images, targets, generator):
+        return make(images, targets, generator), targets
+
+    ready = prepare(args, audits["train"], device, change)
+    complaint, proof = prove_noise(ready.training, ready.criterion, train, ready.geometry, fresh=fresh)
     if complaint:
         why = f"this is no noise test: {complaint}"
         remedy = "look at what replaces the images on their way to the network"
         return Finding("noise_test", "fail", why, cause="noise_is_not_noise", remedy=remedy, evidence={"proof": proof})
     layout = metrics.fit_layout(audits["train"].grids, train.spec.num_classes)
     known = references(audits["train"], val, layout)
-    predictor = engine.Predictor(model, train.spec.num_classes, geometry, device)
-    curve = _learn(args, training, criterion, predictor, train, val, geometry, make, progress)
+    curve = learn(args, ready, train, lambda: validate(args, ready.predictor, val, change), progress)
     finding = judge(curve, known)
     finding.evidence.update(proof=proof, curve=curve, references=known, classes=train.spec.num_classes)
     finding.seconds = time.perf_counter() - start
     return finding
 
 
-def _start(args, model, device, augment, audit, geometry):
-    """The noise test's own plain training: AdamW, one-cycle, no class weights."""
-    steps = max(1, math.ceil(len(audit.split) / args.batch_size))
+# ---------------------------------------------------------------------------------------------------------------------
+# The small plain training
+
+
+class ChangedInput:
+    """Stands where data.Augment stands: what enters the network is what `change` makes of the batch, or the batch.
+
+    change(images, targets, generator) -> (images, targets), all uint8, as in `probes_inputs`; None for none.
+    """
+
+    def __init__(self, change):
+        self.change = change
+
+    def __call__(self, images, targets, generator):
+        """images (N, h, w, 3) uint8, targets (N, h, w) uint8 -> (N, 3, h, w) float32 in [0, 1], targets."""
+        if self.change:
+            images, targets = self.change(images, targets, generator)
+        return data.to_float(images), targets
+
+
+class Ready(NamedTuple):
+    """A small training before its first step, and what asks its network about an image."""
+
+    training: engine.Training
+    criterion: losses.Criterion
+    predictor: engine.Predictor
+    geometry: data.Geometry
+
+
+def prepare(args, audit, device, change=None):
+    """The training: `args.model` as its flags start it, AdamW, one-cycle, unweighted cross-entropy, no augmentation.
+
+    args: model, weights, freeze, aux_task, image_size, batch_size, lr, iters, seed; audit: of the training split;
+    change: of every batch, as in ChangedInput.
+    """
+    torch.manual_seed(args.seed)
+    num_classes, geometry = audit.split.spec.num_classes, data.Geometry(args.image_size)
+    model, _ = models.start_model(args, num_classes)
+    predictor = engine.Predictor(model, num_classes, geometry, device)  # brings the model to the device
+    criterion = losses.Criterion({"ce": [1.0]}, num_classes, data.Normalise()).to(device)
     args = copy.copy(args)
     args.optimizer, args.weight_decay, args.backbone_lr = "adamw", 0.01, None
-    return engine.Training(
+    training = engine.Training(
         model=model,
         optimizer=engine.build_optimizer(args, model),
-        schedule=engine.Schedule("onecycle", args.iters, steps),
+        schedule=engine.Schedule("onecycle", args.iters, max(1, math.ceil(len(audit.split) / args.batch_size))),
         sampling=data.Sampling("uniform", {}, audit, geometry),
-        augment=augment,
+        augment=ChangedInput(change),
         device=device,
         dtype=engine.autocast_dtype("auto", device),
         clip=1.0,
         seed=args.seed,
     )
+    return Ready(training, criterion, predictor, geometry)
 
 
-def _learn(args, training, criterion, predictor, train, val, geometry, make, progress):
-    """Train, and validate on noise at a quarter, a half and the whole of the steps.
+def learn(args, ready, split, evaluate, progress=None):
+    """Train for `args.iters` steps; evaluate() -> engine.Totals at a quarter, a half and the whole of them.
 
-    Returns [{"iteration", "train_loss", "loss", "miou"}]; train_loss is the mean since the entry before.
+    Returns [{"iteration", "train_loss", **figures}]; train_loss is the mean over the later half of the steps since the
+    entry before. progress(steps) after each.
     """
-    curve, window = [], []
+    training, curve, window = ready.training, [], []
     stops = sorted({max(1, args.iters // 4), max(1, args.iters // 2), args.iters})
     while training.step < args.iters:
         until = next(stop for stop in stops if stop > training.step)
         for result in engine.train_one_epoch(
-            training, criterion, train, geometry, args.batch_size, args.workers, until
+            training, ready.criterion, split, ready.geometry, args.batch_size, args.workers, until
         ):
             window.append(result["loss"])
             if progress:
                 progress(training.step)
         if training.step == until:
-            totals = validate_on_noise(predictor, val, make, args)
             train_loss = float(torch.stack(window[-len(window) // 2 :]).mean())
             window = []
-            scores = totals.scores()
-            entry = {"iteration": until, "train_loss": train_loss, "loss": totals.loss(), "miou": scores["miou"]}
-            curve.append({**entry, "active_classes": scores["active_classes"]})
+            curve.append({"iteration": until, "train_loss": train_loss, **figures(evaluate())})
         else:
             training.finish_epoch()
     return curve
 
 
-def validate_on_noise(predictor, split, make, args):
-    """Evaluate a split whose images are noise and whose targets are true."""
+def figures(totals):
+    """What the curve notes of engine.Totals: loss in nats per pixel, miou, pixel_accuracy, active_classes."""
+    scores = totals.scores()
+    return {"loss": totals.loss(), **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes")}}
+
+
+def validate(args, predictor, split, change=None):
+    """engine.Totals of a split whose images are those that `change` makes, and whose targets are the true ones.
+
+    args: seed, batch_size, workers.
+    """
     generator = torch.Generator().manual_seed(args.seed + 1)
 
-    def change(images, targets, _indices):
+    def replace(images, targets, _indices):
         size = images.shape[1:3]
         small = [F.interpolate(t[None, None].float(), size)[0, 0].to(torch.uint8) for t in targets]
-        return make(images, torch.stack(small), generator)
+        return change(images, torch.stack(small), generator)[0]
 
-    return engine.evaluate(predictor, split, batch_size=args.batch_size, workers=args.workers, change=change)
+    replaced = replace if change else None
+    return engine.evaluate(predictor, split, batch_size=args.batch_size, workers=args.workers, change=replaced)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The verdict
 
 
 def judge(curve, known):

@@ -2,8 +2,8 @@
 
 Only this module and its parts draw. Masks are looked up, never blended, so a pixel shows exactly its class's colour;
 pictures carry their own legend; files appear under their name only when they are complete. Palettes are in
-report_colours.py, pictures in report_pictures.py, the page in report_html.py, its section on anomaly scores in
-report_anomaly.py; all are reached from here.
+report_colours.py, pictures in report_pictures.py, what the doctor found in report_evidence.py, the page in
+report_html.py, its section on anomaly scores in report_anomaly.py; all are reached from here.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ from report_colours import (
     colour_table,
     distinct_palette,
 )
-from report_html import confusion_words, page
+from report_evidence import diagnosis_table, draw_exhibit, encode
+from report_html import confusion_words, diagnosis_page, page
 from report_pictures import (
     anomaly_panel,
     anomaly_tiles,
@@ -65,7 +67,9 @@ __all__ = [
     "confusion_picture",
     "confusion_words",
     "contact_sheet",
+    "diagnosis_table",
     "distinct_palette",
+    "draw_exhibit",
     "error_picture",
     "feature_picture",
     "feature_table",
@@ -73,8 +77,10 @@ __all__ = [
     "overlay",
     "panel",
     "panel_tiles",
+    "save_exhibits",
     "save_mask",
     "save_picture",
+    "write_diagnosis_page",
     "write_json",
     "write_report",
 ]
@@ -125,14 +131,43 @@ def write_report(path, *, title, config, evaluation, log, pictures, diagnosis, p
     """Write the run's report: one HTML file that needs no network and no script.
 
     config: all flags; evaluation: evaluate's JSON or None; log: the lines of log.jsonl; pictures: [(caption, file)];
-    diagnosis: diagnose's JSON or None; palette: [(r, g, b)] in the order of evaluation["iou"]; confusion: the file of
-    `confusion_picture`, or None; features: {"stages": rows as `feature_table` takes them, "pictures": as pictures}, or
-    None. evaluation["pixel_share"] {class: share of the target pixels} is shown where it is there, and so are
-    "confusions" and "worst_images". Without mIoU (no known class is labelled) the page leads with "anomaly" beside
-    "anomaly_share", and leaves out what the classes' labels would have given.
+    diagnosis: diagnose's JSON or None, its pictures relative to the page's folder; palette: [(r, g, b)] in the order of
+    evaluation["iou"]; confusion: the file of `confusion_picture`, or None; features: {"stages": rows as `feature_table`
+    takes them, "pictures": as pictures}, or None. evaluation["pixel_share"] {class: share of the target pixels} is
+    shown where it is there, and so are "confusions" and "worst_images". Without mIoU (no known class is labelled) the
+    page leads with "anomaly" beside "anomaly_share", and leaves out what the classes' labels would have given.
     """
-    text = page(title, config, evaluation, log, pictures, diagnosis, palette, confusion, features)
+    folder = Path(path).parent
+    text = page(title, config, evaluation, log, pictures, diagnosis, palette, folder, confusion, features)
     _write(path, text.encode("utf-8"))
+
+
+def write_diagnosis_page(path, title, diagnosis, folder):
+    """Write a page of the diagnosis alone, for a run without an evaluation; it needs no network and no script.
+
+    diagnosis: diagnose's JSON; folder: what the files of its evidence["pictures"] are relative to.
+    """
+    _write(path, diagnosis_page(title, diagnosis, folder).encode("utf-8"))
+
+
+def save_exhibits(folder, findings, classes, palette):
+    """Draw every finding's exhibits into folder/diagnosis/PROBE-N.png (.jpg where a photograph needs it).
+
+    findings: objects with `probe` and `exhibits`; classes, palette: names and [(r, g, b)]. Returns, in the order of the
+    findings, [[{"caption", "file" (relative to folder)}]], what evidence["pictures"] holds.
+    """
+    drawn, number_of = [], Counter()
+    for finding in findings:
+        pictures = []
+        for exhibit in finding.exhibits:
+            name = re.sub(r"[^\w-]+", "-", finding.probe)
+            number_of[name] += 1
+            data, ending = encode(draw_exhibit(exhibit, classes, palette))
+            file = f"diagnosis/{name}-{number_of[name]}.{ending}"
+            _write(Path(folder) / file, data)
+            pictures.append({"caption": exhibit.caption, "file": file})
+        drawn.append(pictures)
+    return drawn
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ that comes from outside (class names, captions, flags) is escaped. Figures are f
 
 import base64
 import io
-import json
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from report_anomaly import anomaly_bar, anomaly_heads, anomaly_reading, anomaly_section
+from report_evidence import group_faults, skip_reasons
 from report_svg import finite, floor_bar, line_chart, percent_text, score_text
 
 PICTURE_SIDE, PICTURE_BYTES = 1600, 150_000  # beyond either, a picture is embedded as a smaller JPEG
@@ -73,7 +73,14 @@ vertical-align:-2px}
 .banner{border-left:5px solid;padding:6px 14px;background:var(--card);margin:16px 0}
 .banner .text{color:var(--ink)}a{color:var(--gain)}
 .finding{display:grid;grid-template-columns:88px 1fr;gap:4px 14px;border-top:1px solid var(--line);padding:12px 0}
-.finding p{margin:.2em 0}summary{cursor:pointer}pre{white-space:pre-wrap;font-size:.85rem;margin:.4em 0}
+.finding p{margin:.2em 0}.finding>div{min-width:0}.finding figure{margin:12px 0}
+.finding figcaption,.quiet figcaption{font-weight:400;font-size:.9rem}p.group{margin-top:.8em}
+h3{font-size:1rem;margin:1.6em 0 .3em}
+.explained{border-left:3px solid var(--line);padding-left:14px;margin:10px 0}.explained>summary{font-weight:600}
+.quiet{border-top:1px solid var(--line);padding:10px 0}.quiet>p,.quiet>details{margin:.4em 0 .4em 22px;font-size:.92rem}
+.numbers{width:auto;font-size:.85rem}.numbers th,.numbers td{padding:3px 18px 3px 0}
+.listed{font-size:.85rem;overflow-wrap:anywhere}
+summary{cursor:pointer}
 .scroll{overflow-x:auto}
 .scroll img{display:block;width:100%;height:auto;border:1px solid var(--line)}
 @media (max-width:700px){.scroll img.wide{width:1000px;max-width:none}
@@ -81,6 +88,7 @@ vertical-align:-2px}
 .scroll table{font-size:.85rem}.scroll td.n{white-space:normal}
 .scores td:first-child{min-width:104px;max-width:104px;overflow-wrap:anywhere}}
 @media print{:root{--paper:#fff;--ink:#000;--card:#f5f6f8;--muted:#444;--line:#bbb}body{max-width:none;font-size:11pt}
+details::details-content{content-visibility:visible;height:auto}
 .scroll{overflow:visible}.scores,.scores th,.scores .note{font-size:6.5pt}.scores th,.scores td{padding:2px 3px 2px 0}
 .scores [colspan]{padding-left:3px}.scores td:first-child,.scores th:first-child{position:static}
 .charts.two{grid-template-columns:1fr 1fr}
@@ -301,13 +309,14 @@ def curves(log):
 
 def embed(path):
     """A picture file as a data address: (address, width); a big one smaller and as JPEG."""
-    data, kind = Path(path).read_bytes(), "png"
+    data = Path(path).read_bytes()
     image = Image.open(io.BytesIO(data))
+    kind = image.format.lower()
     if max(image.size) > PICTURE_SIDE or len(data) > PICTURE_BYTES:
         image = image.convert("RGB")
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=85, optimize=True)
+        image.save(buffer, "JPEG", quality=85, subsampling=0)  # thin lines keep their colour
         data, kind = buffer.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", image.width
 
@@ -329,50 +338,152 @@ def gallery(pictures):
 VERDICTS = {"pass": "✓ pass", "warn": "! warn", "fail": "✕ fail", "skip": "· skip"}
 
 
+def _kind(verdict):
+    """The style of a verdict."""
+    return verdict if verdict in VERDICTS else "skip"
+
+
 def _verdict(verdict):
-    kind = verdict if verdict in VERDICTS else "skip"
-    return f'<span class="verdict {kind}">{VERDICTS.get(verdict, escape(str(verdict)))}</span>'
+    return f'<span class="verdict {_kind(verdict)}">{VERDICTS.get(verdict, escape(str(verdict)))}</span>'
 
 
-def finding(one):
-    """One finding of the diagnosis: verdict, what was measured, why, what to do."""
-    cause = f" · {_words(one['cause'])}" if one.get("cause") else ""
-    lines = [f"<p><b>{_words(one['probe'])}{cause}</b></p>"]
+def _rows(value):
+    """Evidence that is a table as its rows [{column: value}], else []: a list of dicts, or a dict of dicts."""
+    if isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values()):
+        inner = dict.fromkeys(name for part in value.values() for name in part)
+        if len(inner) > len(value):  # the longer side runs down
+            return [{"": name, **{key: part.get(name) for key, part in value.items()}} for name in inner]
+        return [{"": key, **part} for key, part in value.items()]
+    return value if isinstance(value, list) and value and all(isinstance(part, dict) for part in value) else []
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _table(rows):
+    """Rows under the names of their columns, numbers to the right."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    style = {name: ' class="n"' if any(_is_number(row.get(name)) for row in rows) else "" for name in columns}
+    head = "".join(f"<th{style[name]}>{_words(name)}</th>" for name in columns)
+    body = ""
+    for row in rows:
+        cells = (f"<td{style[name]}>{escape(show(row.get(name)))}</td>" for name in columns)
+        body += f"<tr>{''.join(cells)}</tr>"
+    return f'<div class="scroll"><table class="numbers"><tr>{head}</tr>{body}</table></div>'
+
+
+def numbers(evidence):
+    """A finding's evidence: single values side by side, tables as tables, lists and groups of values under a name."""
+    plain, parts = [], []
+    for name, value in evidence.items():
+        title = f'<p class="muted group">{_words(name)}</p>'
+        if name == "pictures":
+            continue
+        if rows := _rows(value):
+            parts.append(title + _table(rows))
+        elif isinstance(value, dict) and value:
+            parts.append(title + _pairs(value.items()))
+        elif isinstance(value, (list, tuple)) and value:
+            parts.append(f'{title}<p class="listed">{escape(show(value))}</p>')
+        else:
+            plain.append((name, value))
+    return (_pairs(plain) if plain else "") + "".join(parts)
+
+
+def _evidence(one, folder, opened=False):
+    """A finding's pictures, and its numbers behind a fold."""
+    evidence = one.get("evidence") or {}
+    pictures = [(picture["caption"], Path(folder) / picture["file"]) for picture in evidence.get("pictures", [])]
+    figures = numbers(evidence)
+    fold = f"<details{' open' * opened}><summary>numbers</summary>{figures}</details>" if figures else ""
+    return gallery(pictures) + fold
+
+
+def finding(one, folder, explained=()):
+    """A fault: verdict, cause, why, measured against what, what to do, evidence, and the faults that it explains.
+
+    folder: where the files of evidence["pictures"] lie.
+    """
+    name = _words(one["cause"]) if one.get("cause") else escape(one["probe"])
+    probe = f' <span class="note">{escape(one["probe"])}</span>' if one.get("cause") else ""
+    lines = [f"<p><b>{name}</b>{probe}</p><p>{escape(show(one['why']))}</p>"]
     if one.get("value") is not None:
-        against = f" (reference {escape(show(one['reference']))})" if one.get("reference") is not None else ""
-        lines.append(f"<p>measured {escape(show(one['value']))}{against}</p>")
-    for name in ("why", "remedy"):
-        if one.get(name):
-            lines.append(f'<p><span class="muted">{name}:</span> {escape(show(one[name]))}</p>')
-    if one.get("consequences"):
-        explains = ", ".join(_words(cause) for cause in one["consequences"])
-        lines.append(f'<p><span class="muted">also explains:</span> {explains}</p>')
-    if one.get("evidence"):
-        text = escape(json.dumps(one["evidence"], indent=1, ensure_ascii=False, default=str))
-        lines.append(f"<details><summary>evidence</summary><pre>{text}</pre></details>")
+        against = f", reference {escape(show(one['reference']))}" if one.get("reference") is not None else ""
+        lines.append(f'<p class="muted">measured {escape(show(one["value"]))}{against}</p>')
+    if one.get("remedy"):
+        lines.append(f'<p class="remedy"><b>What to do:</b> {escape(show(one["remedy"]))}</p>')
+    lines.append(_evidence(one, folder, opened=bool(explained)))
+    if explained:
+        causes = ", ".join(_words(other.get("cause") or other["probe"]) for other in explained)
+        parts = "".join(finding(other, folder) for other in explained)
+        summary = f"<summary>explained by this: {causes}</summary>"
+        lines.append(f'<details class="explained">{summary}{parts}</details>')
     return f'<div class="finding"><div>{_verdict(one.get("verdict"))}</div><div>{"".join(lines)}</div></div>'
 
 
-def banner(diagnosis):
-    """The diagnosis in one line, under the score."""
+def _passes(findings, folder):
+    """The probes that found nothing, behind a fold: a line each, with the numbers behind another."""
+    passed = [one for one in findings if one["verdict"] == "pass"]
+    if not passed:
+        return ""
+    lines = ""
+    for one in passed:
+        text = f"<b>{escape(one['probe'])}</b> {escape(show(one['why']))}"
+        evidence = _evidence(one, folder)
+        lines += f"<details><summary>{text}</summary>{evidence}</details>" if evidence else f"<p>{text}</p>"
+    plural = "1 probe" if len(passed) == 1 else f"{len(passed)} probes"
+    return (
+        f'<details class="quiet"><summary>{_verdict("pass")} {plural} found nothing: '
+        f"{escape(', '.join(one['probe'] for one in passed))}</summary>{lines}</details>"
+    )
+
+
+def _skips(findings):
+    """The probes that could not run, by reason, behind a fold."""
+    reasons = skip_reasons(findings)
+    if not reasons:
+        return ""
+    lines = "".join(f"<p><b>{escape(', '.join(names))}</b> {escape(why)}</p>" for why, names in reasons.items())
+    names = escape(", ".join(name for names in reasons.values() for name in names))
+    return f'<details class="quiet"><summary>{_verdict("skip")} not run: {names}</summary>{lines}</details>'
+
+
+def findings(diagnosis, folder):
+    """All findings: root cause first with what it explains, further faults, warnings, what passed, what was skipped."""
+    if not diagnosis or not diagnosis.get("findings"):
+        return ""
+    groups, parts, told = group_faults(diagnosis["findings"]), "", None
+    for number, (one, explained) in enumerate(groups):
+        title = "Warnings" if one["verdict"] == "warn" else "Further faults" if number else "Root cause"
+        parts += (f"<h3>{title}</h3>" if title != told else "") + finding(one, folder, explained)
+        told = title
+    return parts + _passes(diagnosis["findings"], folder) + _skips(diagnosis["findings"])
+
+
+def banner(diagnosis, brief=False):
+    """The diagnosis in one line, under the score. brief: without what the section below it says in full."""
     if not diagnosis:
         return '<p class="note">Not diagnosed: python diagnose.py --ckpt best.pth names what is wrong, if anything.</p>'
-    cause, verdict = diagnosis.get("root_cause"), diagnosis.get("verdict")
-    root = next((one for one in diagnosis.get("findings", []) if cause and one.get("cause") == cause), None)
-    text = f"most likely cause: <b>{_words(cause)}</b>." if cause else "no fault found."
-    if root:
-        text += "".join(f" {escape(show(root[name]))}" for name in ("why", "remedy") if root.get(name))
-    kind = verdict if verdict in VERDICTS else "skip"
-    text = f'<span class="text">Diagnosis: {text} <a href="#findings">all probes</a></span>'
-    return f'<div class="banner {kind}">{_verdict(verdict)} {text}</div>'
+    rows = diagnosis.get("findings", [])
+    root = next((one for one in rows if one["verdict"] == "fail"), None)
+    counts = {verdict: sum(one["verdict"] == verdict for one in rows) for verdict in ("fail", "warn", "pass", "skip")}
+    tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    text = f"most likely cause: <b>{_words(root.get('cause') or root['probe'])}</b>." if root else "no fault found."
+    if root and not brief:
+        text += f" {escape(root['why'].rstrip('.'))}."
+        text += f" <b>What to do:</b> {escape(root['remedy'].rstrip('.'))}." if root.get("remedy") else ""
+    link = "" if brief or not rows else ' <a href="#findings">all probes</a>'
+    text = f'<span class="text">Diagnosis: {text} <span class="note">{tally}</span>{link}</span>'
+    return f'<div class="banner {_kind(diagnosis.get("verdict"))}">{_verdict(diagnosis.get("verdict"))} {text}</div>'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
 
-def page(title, config, evaluation, log, pictures, diagnosis, palette, confusion=None, features=None):
-    """The whole page as text; see `report.write_report` for the arguments."""
+def page(title, config, evaluation, log, pictures, diagnosis, palette, folder, confusion=None, features=None):
+    """The whole page as text; see `report.write_report` for the arguments; folder: of the diagnosis' pictures."""
     scores = evaluation or {}
     dataset = (scores.get("protocol") or {}).get("dataset") or config.get("dataset")  # the evaluated one first
     about = " · ".join(show(part) for part in (dataset, scores.get("split"), config.get("model")) if part)
@@ -388,10 +499,21 @@ def page(title, config, evaluation, log, pictures, diagnosis, palette, confusion
         _section("Worst images", worst_images(scores.get("worst_images", []))),
         _section("Pictures", gallery(pictures)),
         _section("Features", feature_rows(features)),
-        _section("Diagnosis", "".join(finding(one) for one in (diagnosis or {}).get("findings", [])), "findings"),
+        _section("Diagnosis", findings(diagnosis, folder), "findings"),
         _section("Protocol", _pairs((scores.get("protocol") or {}).items()) if scores.get("protocol") else ""),
         _section("Configuration", flags if config else ""),
     ]
+    return document(title, about, f"{top}{banner(diagnosis)}{''.join(sections)}")
+
+
+def diagnosis_page(title, diagnosis, folder):
+    """A page of the diagnosis alone, as text; folder: where its pictures lie."""
+    counted = f"{len(diagnosis['findings'])} findings"
+    return document(title, counted, banner(diagnosis, brief=True) + findings(diagnosis, folder))
+
+
+def document(title, about, body):
+    """A whole page around its body (HTML); title and about are plain text."""
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load nothing, whatever it holds
     )
@@ -401,5 +523,5 @@ def page(title, config, evaluation, log, pictures, diagnosis, palette, confusion
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="muted">{escape(about)}</p></header>'
-        f"{top}{banner(diagnosis)}{''.join(sections)}</body></html>\n"
+        f"{body}</body></html>\n"
     )

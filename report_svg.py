@@ -29,6 +29,8 @@ def tick_text(value):
     """A tick's number, short: 0.6, 1500, 20k, 5e-5."""
     if abs(value) >= 10000:
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    if abs(value) >= 1:  # three digits would be an exponent from 1000 on
+        return f"{value:.4g}"
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else f"{value:.4g}"
 

@@ -312,7 +312,7 @@ def test_statistics_are_added_once_to_a_finished_run(held_out, tmp_path):
 @pytest.mark.slow
 def test_diagnose_pastes_what_training_pasted(held_out, tmp_path):
     """Without a pasted pixel no gradient would reach the residual head, and a healthy model be called broken."""
-    done = run_script("diagnose.py", "--ckpt", held_out[0] / "best.pth", "--gradient-flow", "--out", tmp_path)
+    done = run_script("diagnose.py", "--ckpt", held_out[0] / "best.pth", "--only", "gradient_flow", "--out", tmp_path)
     findings = json.loads((tmp_path / "diagnosis.json").read_text())["findings"]
     assert [(f["probe"], f["verdict"]) for f in findings] == [("model.gradient_flow", "pass")], done.stdout
 

@@ -184,10 +184,23 @@ def test_evaluate_on_another_set_of_classes(trained, tmp_path, monkeypatch, caps
     is_one_error_line(err, ["folder has 4 classes, the checkpoint 3", "yellow"])
 
 
-def test_diagnose_collapse_needs_a_checkpoint(monkeypatch, capsys):
-    code, err = run(diagnose, ["--collapse"], monkeypatch, capsys)
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--only", "collapse"], "--ckpt FILE"),
+        (["--only", "log"], "--ckpt FILE"),
+        (["--only", "colapse"], "collapse"),
+        (["--cross-dataset", "camvid"], "--ckpt FILE"),
+        (["--ckpt", "a.pth", "--model-from", "b.py:build"], "one model at a time"),
+        (["--mean", "0,0,0"], "--model-from"),
+        (["--model-from", "nowhere.py:build"], "nowhere.py"),
+    ],
+)
+def test_diagnose_says_which_flags_do_not_go_together(words, part, folder_set, monkeypatch, capsys):
+    about_data = [] if "--ckpt" in words else ["--dataset", "folder", "--data-dir", folder_set]
+    code, err = run(diagnose, [*about_data, *words], monkeypatch, capsys)
     assert code == 2
-    is_one_error_line(err, ["--ckpt FILE"])
+    is_one_error_line(err, [part])
 
 
 def test_predict_names_the_bad_photo_and_keeps_the_others(trained, tmp_path, monkeypatch, capsys):
@@ -303,7 +316,7 @@ def test_diagnose_names_faulty_data_whichever_probe_comes_upon_it(folder_set, tm
     words = ["--noise-test", "--dataset", "folder", "--data-dir", folder_set, "--out", tmp_path]
     code, _ = run(diagnose, words, monkeypatch, capsys)
     assert code == 1
-    assert json.loads((tmp_path / "diagnosis.json").read_text())["root_cause"] == "unknown_labels"
+    assert json.loads((tmp_path / "diagnosis.json").read_text())["root_cause"] == "one_based_labels"
 
 
 def test_a_lost_log_does_not_spoil_the_resumed_one(trained, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,154 @@
+"""The script: which probes run, what they leave behind, and what happens to one that cannot run."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder_set
+from PIL import Image
+
+import diagnose
+import flags
+import losses
+import probes
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["diagnose.py", *map(str, words)])
+    return flags.run(diagnose.main)
+
+
+def findings_of(out):
+    return {finding["probe"]: finding for finding in json.loads((out / "diagnosis.json").read_text())["findings"]}
+
+
+def choose(*words):
+    return diagnose.choose_probes(diagnose.build_parser().parse_args(list(words)))
+
+
+def test_each_way_of_asking_chooses_its_probes():
+    group = {name: probe.group for name, probe in diagnose.PROBES.items()}
+    assert {group[name] for name in choose("--data")} == {"data"}
+    assert choose("--noise-test") == ["noise_test"]
+    assert choose("--noise-test", "--ckpt", "x.pth") == ["layout_reliance"]
+    assert choose("--only", "duplicates, files") == ["files", "duplicates"]
+    assert set(choose()) == {name for name, probe in diagnose.PROBES.items() if not probe.needs}
+    trained = choose("--ckpt", "x.pth")
+    assert set(trained) == {name for name, probe in diagnose.PROBES.items() if probe.needs != "fresh"}
+    assert set(trained) - set(choose("--model-from", "a.py:b")) == {"log"}
+    assert "noise_test" in choose("--all")
+    assert not choose("--ckpt", "x.pth", "--cross-dataset", "camvid")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_ours_leaves_findings_pictures_and_weights_that_train_reads(
+    trained, tmp_path, monkeypatch, capsys
+):
+    run_dir, _ = trained
+    code = run(monkeypatch, "--ckpt", run_dir / "best.pth", "--out", tmp_path)
+    found = findings_of(tmp_path)
+    assert code == (1 if any(f["verdict"] == "fail" for f in found.values()) else 0)
+    groups = {name.partition(".")[0] for name in found}
+    assert groups == {"data", "log", "model", "shortcut"}
+    for finding in found.values():
+        assert finding.keys() >= {"verdict", "cause", "value", "reference", "why", "remedy", "evidence", "seconds"}
+        assert not finding["why"].startswith("could not run"), finding
+    assert losses.class_weights(str(tmp_path / "class_weights.json"), torch.ones(3), ["red", "green", "blue"]).sum() > 0
+    assert "Diagnosis" in (tmp_path / "diagnosis.html").read_text()
+    shown = capsys.readouterr()
+    assert "PASSED" in shown.out
+    assert "diagnose  100/100 %" in shown.err
+
+
+FOREIGN = """
+import torch
+from data import CLASSES
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, CLASSES, 1)
+        with torch.no_grad():
+            self.layer.weight.copy_(10 * torch.eye(3).view(3, 3, 1, 1))
+            self.layer.bias.zero_()
+
+    def forward(self, images):
+        {fault}
+        return self.layer(images)
+
+def build():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdicts"),
+    [
+        ("", {"pass"}),
+        ("images = images.softmax(1); return images", {"fail"}),
+        ("raise ValueError('their own trouble')", {"skip"}),
+        ("return self.layer(images) * float('nan')", {"fail"}),
+    ],
+    ids=["healthy", "softmax", "raises", "not finite"],
+)
+def test_a_foreign_model_and_what_goes_wrong_in_it(fault, verdicts, tmp_path, monkeypatch, capsys):
+    """Its own data.py is found before ours, and a probe that it breaks is a skip with the reason, or a fault."""
+    scenes = write_folder_set(tmp_path / "set", counts=(("train", 8), ("val", 6)))
+    (tmp_path / "net.py").write_text(FOREIGN.format(fault=fault))
+    (tmp_path / "data.py").write_text("CLASSES = 3")
+    words = ["--model-from", f"{tmp_path / 'net.py'}:build", "--dataset", "folder", "--data-dir", scenes]
+    words += ["--mean", "0,0,0", "--std", "1,1,1", "--image-size", "40x56", "--device", "cpu"]
+    code = run(monkeypatch, *words, "--only", "softmax,collapse", "--out", tmp_path / "out")
+    found = findings_of(tmp_path / "out")
+    assert found["model.softmax"]["verdict"] in verdicts, found["model.softmax"]["why"]
+    assert found.keys() == {"model.softmax", "model.collapse"}
+    assert code == (1 if "fail" in verdicts else 0)
+    if "skip" in verdicts:
+        assert "their own trouble" in found["model.softmax"]["why"]
+
+
+def test_a_probe_that_breaks_is_a_skip_that_shows_why_and_the_others_still_run(folder_set, tmp_path, monkeypatch):
+    def broken(_patient):
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setitem(diagnose.PROBES, "images", diagnose.PROBES["images"]._replace(run=broken))
+    words = ["--dataset", "folder", "--data-dir", folder_set, "--only", "images,duplicates", "--out", tmp_path]
+    assert run(monkeypatch, *words) == 0
+    found = findings_of(tmp_path)
+    assert found["data.images"]["verdict"] == "skip"
+    assert "KeyError" in found["data.images"]["why"]
+    assert "nobody expected this" in " ".join(found["data.images"]["evidence"]["traceback"])
+    assert found["data.duplicates"]["verdict"] == "pass"
+
+
+def test_faulty_masks_are_the_root_cause_and_probes_that_need_sound_ones_say_so(folder_set, tmp_path, monkeypatch):
+    for mask in (folder_set / "masks").rglob("*.png"):
+        Image.fromarray(np.array(Image.open(mask)) + 1).save(mask)
+    code = run(monkeypatch, "--data", "--dataset", "folder", "--data-dir", folder_set, "--out", tmp_path)
+    diagnosis = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert code == 1
+    assert diagnosis["root_cause"] == "one_based_labels"
+    found = findings_of(tmp_path)
+    assert found["data.classes"]["verdict"] == "skip"
+    assert found["data.files"]["evidence"]["pictures"], "the mask is shown"
+
+
+def test_every_condition_can_be_asked_for():
+    training = {name for name, probe in diagnose.PROBES.items() if probe.needs == "fresh"}
+    assert training == {"noise_test", *probes.CONDITIONS} - {"noise"}
+
+
+@pytest.mark.slow
+def test_conditions_are_judged_together_the_noise_test_among_them(tmp_path, monkeypatch):
+    scenes = write_folder_set(tmp_path / "set", counts=(("train", 8), ("val", 6)))
+    words = ["--dataset", "folder", "--data-dir", scenes, "--only", "noise_test,real,mismatched,frozen_backbone"]
+    words += ["--iters", 4, "--image-size", "32x48", "--device", "cpu", "--workers", 0, "--out", tmp_path / "out"]
+    run(monkeypatch, *words)
+    found = findings_of(tmp_path / "out")
+    assert found.keys() >= {"noise_test", "shortcut.conditions", "shortcut.real", "shortcut.mismatched"}
+    assert found["shortcut.frozen_backbone"]["verdict"] == "skip"
+    rows = [row["condition"] for row in found["shortcut.conditions"]["evidence"]["table"]]
+    assert rows[:4] == ["chance", "class prior", "layout map", "layout floor"]
+    assert {"noise", "real", "mismatched"} <= set(rows)
