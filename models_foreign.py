@@ -11,11 +11,9 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pickle
 import re
 import sys
 import traceback
-import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,10 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from flags import UserError, nearest
+from models_weights import read_tensors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation, RGB in [0, 1]
 CLASS_COUNTS = ("num_classes", "n_classes", "nclass", "classes")  # how a function calls the number of its classes
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "state", "model", "net", "network", "params", "weights")
 HOUSE = os.path.dirname(os.path.realpath(__file__))
 SHARED = {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "PIL"}  # the same modules for them and for us
 
@@ -232,7 +230,7 @@ def load_foreign(text, weights="none", num_classes=None):
         raise UserError(f"no function {function!r}", file, nearest(function, sorted(known)))
     net = _make(maker, function, file, num_classes, home)
     if weights != "none":
-        load_strictly(net, read_state(weights), weights, home)
+        load_strictly(net, read_tensors(weights), weights, home)
     return Foreign(net, num_classes, home).eval()
 
 
@@ -264,30 +262,6 @@ def _class_option(maker, function, file, num_classes):
         remedy = f"name a function that takes nothing or num_classes: def make(num_classes): return {function}(…)"
         raise UserError(f"{function}() needs {', '.join(needed)}", file, remedy)
     return options
-
-
-def read_state(path):
-    """The state dict in a file, bare or under one of WRAPPERS' keys, itself nested or not; on the CPU.
-
-    Raises UserError for a file that is missing, damaged, holds anything but data, or no tensors by name.
-    """
-    if not Path(path).is_file():
-        raise UserError("no such weights file", path, "give --weights none, or a file that exists")
-    remedy = "save the weights alone: torch.save(model.state_dict(), FILE)"
-    try:
-        if zipfile.is_zipfile(path):  # torch does not compare checksums
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"checksum of {damaged} differs")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"this file cannot be read as weights ({reason})", path, remedy) from None
-    while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
-        content = inner[0]
-    if not (isinstance(content, dict) and any(map(torch.is_tensor, content.values()))):
-        raise UserError("no weights in this file (they are tensors by name)", path, remedy)
-    return content
 
 
 def load_strictly(net, state, where, home):

@@ -13,6 +13,9 @@ import torch
 from flags import UserError
 from models_keys import DERIVED, to_torchvision
 
+# Under which names checkpoints keep their weights.
+WRAPPERS = ("state", "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights")
+
 OPTIONAL = ("aux_classifier.", "property_head.", "residual_head.")  # heads that only one of file and model may have
 # A file may lack what the model makes for itself: Swin's tables of positions, batch norm's counters (torch 0.4).
 OWN_TENSORS = (*DERIVED, "num_batches_tracked")
@@ -90,9 +93,8 @@ def read_class_names(source):
 
 def _unwrap(content, path):
     """The state dict inside a checkpoint, without the "module." that data parallel training puts before each key."""
-    if isinstance(content, dict):
-        wrapped = (content[key] for key in ("state", "state_dict", "model") if isinstance(content.get(key), dict))
-        content = next(wrapped, content)
+    while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
+        content = inner[0]
     named = isinstance(content, dict) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in content.items())
     if not named or not content:
         remedy = 'give a state dict, bare or under "state_dict" or "model"'

@@ -288,7 +288,7 @@ def test_weights_that_do_not_fit_are_listed(net_file, tmp_path, change, message)
 
 def test_files_that_are_no_weights(net_file, tmp_path, write):
     whole = saved(tmp_path / "whole.pth", nn.Conv2d(3, 5, 4))
-    with pytest.raises(UserError, match="cannot be read as weights .*save the weights alone"):
+    with pytest.raises(UserError, match="cannot be read as weights .*saved state dict"):
         foreign.load_foreign(net_file, whole, CLASSES)
     with pytest.raises(UserError, match="no weights in this file"):
         foreign.load_foreign(net_file, saved(tmp_path / "e.pth", {"epoch": 3}), CLASSES)
@@ -304,7 +304,7 @@ def test_a_flipped_bit_in_the_weights_is_found(net_file, tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(state["head.weight"].numpy().tobytes())] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read as weights .checksum of .* differs"):
+    with pytest.raises(UserError, match="damaged weights file .checksum of .* differs"):
         foreign.load_foreign(net_file, str(path), CLASSES)
 
 
