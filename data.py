@@ -37,6 +37,7 @@ from data_specs import (  # noqa: F401
     find_images,
     find_pairs,
     hold_out,
+    recognise,
 )
 from flags import UserError
 
@@ -219,8 +220,15 @@ def likely_cause(unknown, seen, where, spec):
     if declared and _are_train_ids(unknown, seen, spec):
         words = "train ids on disk, which the set's own mapping would map a second time"
         return "mapped_twice", words, "use the set's own masks, or a folder set whose classes are these ids"
+    if set(unknown) == {VOID} and len(declared) == 2 and set(seen) <= {min(declared), VOID}:
+        words = f"masks of black and white, where the second class is {max(declared)}"
+        return "unknown_labels", words, 'give the second class "values": [255] in classes.json'
     if set(unknown) == {VOID}:
         return "unknown_labels", "255 usually marks void", 'declare "void": [255] in classes.json'
+    if _are_stretched(seen, declared):
+        shown = ", ".join(map(str, sorted(seen)))
+        words = f"class numbers stretched to shades of grey ({shown})"
+        return "greyscale_masks", words, 'give each class its "values" in classes.json, or export class numbers'
     words = "a class the set does not declare, or another set's coding"
     return "unknown_labels", words, "declare the value, or fix the masks"
 
@@ -254,6 +262,13 @@ def starts_at_one(seen, spec):
     declared = [v for v, i in spec.values.items() if i != VOID]
     fits = all(v - 1 in spec.values or spec.values.get(v) == VOID for v in seen)
     return bool(declared) and fits and min(declared) not in seen
+
+
+def _are_stretched(seen, declared):
+    """Whether as many values as classes lie evenly from 0 up, far wider than the classes' numbers."""
+    values = sorted(seen)
+    far = bool(declared) and values[-1] > 3 * max(declared)
+    return far and values[0] == 0 and 2 <= len(values) <= len(declared) and np.ptp(np.diff(values)) <= 1
 
 
 def _are_train_ids(unknown, seen, spec):

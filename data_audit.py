@@ -77,8 +77,9 @@ class Audit:
         """The first fault as (cause as the doctor names it, UserError), or None."""
         if self.broken:
             first = next(iter(self.broken.values()))
+            what, _, remedy = first.rpartition("; ")
             more = f" (and {len(self.broken) - 1} more files of {self.split.name} fail)" if len(self.broken) > 1 else ""
-            return "unreadable_files", UserError(first + more)
+            return "unreadable_files", UserError(what + more, remedy=remedy)
         if self.unknown:
             about = self.unknown_values, self.faulty_values, next(iter(self.unknown)), self.split.spec
             return likely_cause(*about)[0], label_error(*about, len(self.unknown))

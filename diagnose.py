@@ -84,10 +84,12 @@ class Patient:
         if has_test(self.spec, root):
             self.splits["test"] = data.open_split(self.spec, root, "test", args.limit)
         if args.model_from:
+            torch.manual_seed(args.seed)
             net = models_foreign.load_foreign(args.model_from, args.weights, self.spec.num_classes)
             prepare = models_foreign.build_preparation(args)
             geometry = data.Geometry(args.image_size)
             self.predictor = engine.Predictor(net, self.spec.num_classes, geometry, self.device, prepare)
+            self.predictor.answer(torch.zeros(2, *args.image_size, 3, dtype=torch.uint8))  # does it answer at all?
         self.fresh = None
         if self.predictor is None:  # built at once: a wrong --model, --weights or --freeze is the user's mistake
             torch.manual_seed(args.seed)
@@ -140,10 +142,9 @@ class Patient:
 
     @property
     def clean_audits(self):
-        """The audits, for a probe that cannot work on faulty data. Raises UserError naming the fault."""
-        for audit in self.audits.values():
-            if error := audit.error():
-                raise error
+        """The audits, for a probe that cannot work on faulty data. Raises UserError where they are."""
+        if any(audit.error() for audit in self.audits.values()):
+            raise UserError("needs sound files and labels", remedy="see data.files")
         return self.audits
 
     @cached_property
@@ -246,12 +247,10 @@ PROBES = {
     "mask_borders": Probe("data", "", 0.2, lambda p: [probes.mask_borders(p.surveys)]),
     "images": Probe("data", "", 0.2, lambda p: [probes.odd_images(p.surveys)]),
     "duplicates": Probe("data", "", 1, lambda p: [probes.duplicates(p.surveys)]),
-    "label_agreement": Probe("data", "", 8, lambda p: probes.label_agreement(pairs_of(p.surveys))),
+    "label_agreement": Probe("data", "", 8, lambda p: probes.label_agreement(pairs_of(p.surveys), sizes_of(p.audits))),
     "log": Probe("model", "ckpt", 0.1, lambda p: probes.training_log(p.log, vars(p.config))),
     "untrained": Probe("model", "model", 0.2, lambda p: [untrained(p)]),
-    "gradient_flow": Probe(
-        "shortcut", "", 3, lambda p: [probes.gradient_flow(*p.model_and_loss(), *p.training_batch())]
-    ),
+    "gradient_flow": Probe("shortcut", "", 3, lambda p: [gradient_flow(p)]),
     "softmax": Probe("model", "model", 3, lambda p: [probes.softmax_inside(p.predictor, p.sample)]),
     "preprocessing": Probe("model", "model", 10, lambda p: [probes.preprocessing(p.predictor, p.sample, p.layout_map)]),
     "input_contrast": Probe("model", "model", 0.2, lambda p: [probes.input_contrast(p.predictor, p.sample)]),
@@ -283,6 +282,8 @@ def choose_probes(args):
     trained = bool(args.ckpt or args.model_from)
     given = {"": True, "model": trained, "ckpt": bool(args.ckpt), "fresh": True}
     wanted = flags.names(args.only)
+    if args.only and not wanted:
+        raise UserError(f"{args.only!r} names no probe", "--only", "--help lists them")
     for name in wanted:
         if name not in PROBES:
             raise UserError(f"unknown probe {name!r}", "--only", flags.nearest(name, PROBES))
@@ -306,15 +307,17 @@ def check_flags(args, given, names):
     if args.cross_dataset and not args.ckpt:
         raise UserError("--cross-dataset judges a trained model", remedy="give it with --ckpt FILE")
     trains = any(PROBES[name].needs == "fresh" for name in names)
-    fixed = set()
+    useless = {}  # flag: why it would change nothing
+    if args.ckpt or args.model_from:
+        useless |= dict.fromkeys(() if trains else ABOUT_TRAINING, "no probe here trains; leave it out")
     if args.ckpt:
-        fixed = {"dataset", "mean", "std", "channel_order"} | (set() if trains else {"image_size", "weights"})
-    fixed |= set() if trains or not (args.ckpt or args.model_from) else ABOUT_TRAINING
+        own = "the checkpoint brings its own; leave it out"
+        useless |= {"dataset": f"{own}, or judge it on another set with --cross-dataset"}
+        useless |= dict.fromkeys(() if trains else ("image_size", "weights", "model"), own)
     if not args.model_from:
-        fixed |= {"mean", "std", "channel_order"}
-    if extra := sorted(fixed & given):
-        source = "the checkpoint brings its own" if args.ckpt else "it goes with --model-from"
-        raise UserError(f"--{extra[0].replace('_', '-')} would change nothing", remedy=f"{source}; leave it out")
+        useless |= dict.fromkeys(("mean", "std", "channel_order"), "it goes with --model-from")
+    for name in sorted(useless.keys() & given):
+        raise UserError(f"--{name.replace('_', '-')} would change nothing", remedy=useless[name])
 
 
 def untrained(patient):
@@ -373,6 +376,15 @@ def pairs_of(surveys):
     return {
         name: [(survey.files[i], survey.greys[i], survey.targets[i]) for i in sorted(survey.greys)]
         for name, survey in surveys.items()
+    }
+
+
+def sizes_of(audits):
+    """{file: (height, width)} of all images read."""
+    return {
+        audit.split.file(i): tuple(size)
+        for audit in audits.values()
+        for i, size in enumerate(audit.image_sizes.tolist())
     }
 
 
@@ -436,6 +448,8 @@ def cross(patient):
         audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
         data_audit.require_clean(audits.values())
         sets[text] = (splits["val"], audits["train"].grids)
+    if len(sets) == 1:
+        raise UserError("no other set to compare with", "--cross-dataset", "name a data set or a folder that holds one")
     progress = report.Progress(100, "cross-dataset", "%")
     found = probes.cross_dataset(
         patient.predictor,
@@ -453,11 +467,14 @@ def diagnose(words=None):
     args = parser.parse_args(words)
     names = choose_probes(args)
     check_flags(args, parser.given, names)
+    out = Path(args.out or (Path(args.ckpt).parent if args.ckpt else Path("runs") / "diagnose"))
     patient = Patient(args)
+    out.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of work
+    if args.json and Path(args.json).is_dir():
+        raise UserError("this is a folder", args.json, "give --json a file's name")
     findings = run_probes(patient, names)
     if args.cross_dataset:
         findings += cross(patient)
-    out = Path(args.out or (Path(args.ckpt).parent if args.ckpt else Path("runs") / "diagnose"))
     drawn = report.save_exhibits(out, findings, patient.spec.classes, patient.palette)
     for finding, pictures in zip(findings, drawn, strict=True):
         if pictures:

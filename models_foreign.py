@@ -128,7 +128,7 @@ class Neighbours:
     @contextlib.contextmanager
     def at_home(self):
         """Let imports find their files; afterwards sys.path and sys.modules are what they were."""
-        path, modules = sys.path[:], dict(sys.modules)
+        path, modules, state = sys.path[:], dict(sys.modules), _global_state()
         for name in self._hidden(modules):
             del sys.modules[name]
         shared = {name.partition(".")[0] for name in sys.modules}
@@ -138,6 +138,7 @@ class Neighbours:
         try:
             yield
         finally:
+            _restore(state)
             self.path += [entry for entry in sys.path if entry not in visible]
             sys.path[:] = path
             new = {name: module for name, module in sys.modules.items() if name.partition(".")[0] not in shared}
@@ -172,6 +173,21 @@ class Neighbours:
             file, line = error.filename, error.lineno
         text = " ".join(str(error).split())[:300]
         return UserError(f"{what} raises {type(error).__name__}{text and ': ' + text}", f"{file}:{line}")
+
+
+def _global_state():
+    """What their code may change for the whole process."""
+    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), os.getcwd()
+
+
+def _restore(state):
+    gradients, dtype, device, folder = state
+    torch.set_grad_enabled(gradients)
+    if torch.get_default_dtype() != dtype:
+        torch.set_default_dtype(dtype)
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+    os.chdir(folder)
 
 
 def import_file(path):
@@ -245,6 +261,8 @@ def _make(maker, function, file, num_classes, home):
     if not isinstance(net, nn.Module):
         what = f"{function}() returns {type(net).__name__}, not a torch.nn.Module"
         raise UserError(what, file, "return the network itself")
+    if any(map(nn.parameter.is_lazy, net.parameters())):
+        raise UserError(f"{function}() returns layers without weights", file, "show it one batch before returning it")
     return net
 
 
@@ -319,10 +337,10 @@ class Foreign(nn.Module):
     def forward(self, images):
         with self.home.at_home():
             try:
-                outputs = self.net(images)
+                outputs = self.net(images.clone())  # a copy, whatever is done to it in place
             except (torch.OutOfMemoryError, MemoryError):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise self.home.explain(error, f"the network, given images of {_size(images)},") from error
         logits = self._checked(find_logits(outputs), images)
         if logits.shape[2:] != images.shape[2:]:

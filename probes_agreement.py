@@ -154,7 +154,7 @@ def best_partners(agreement):
         leads[group] = fits.max(1)
         np.fill_diagonal(fits, np.nan)
         fits[np.arange(len(group)), best] = np.nan
-        leads[group] = (leads[group] - np.nanmean(fits, 1)) / np.nanstd(fits, 1)
+        leads[group] = (leads[group] - np.nanmean(fits, 1)) / np.maximum(np.nanstd(fits, 1), 1e-9)
     return Partners(masks, images, gains, leads)
 
 
@@ -318,11 +318,15 @@ def _moved(target, offset):
 
 
 def _nothing_fits(agreement):
-    """The fault of a set whose masks fit no better than controls do: shuffled, if the right ones can be found."""
-    if np.median(agreement.fit) >= LIMITS["agreement_fit"].value:
+    """The fault of a set whose masks fit no better than controls do: shuffled, if the right ones can be found.
+
+    What all masks share (a plan's outline) fits every image; so masks that fit are compared with the others', too.
+    """
+    partners, weak = best_partners(agreement), np.median(agreement.fit) < LIMITS["agreement_fit"].value
+    own_best, margin = (partners.gains < 0).mean(), LIMITS["agreement_margin"].value
+    if own_best > (0.5 if weak else LIMITS["agreement_own_best"].value):
         return None
-    partners = best_partners(agreement)
-    if (partners.gains < 0).mean() > 0.5:  # weak edges, yet every second mask is the best of all for its image
+    if not weak and (partners.gains >= margin).mean() <= 0.5:  # masks that are all alike fit as well as each other
         return None
     found = np.flatnonzero(partners.mutual & (partners.gains > 0))
     if not len(found) or np.median(partners.leads[found]) < LIMITS["agreement_lead"].value:

@@ -44,20 +44,14 @@ def audit_files(audits):
 def _faulty_files(audit, cause, error):
     """The finding for a split's first fault: its cause and remedy, and what the faulty masks hold."""
     files = list(audit.broken or audit.unknown)
-    remedy = str(error).rpartition("; ")[2]
+    what, _, remedy = str(error).rpartition("; ")
     evidence = {"files": files[:SHOWN], "values": {str(v): n for v, n in audit.values.most_common(20)}}
-    why, exhibits = f"{audit.split.name}: {error}", []
-    if cause == "anomaly_in_training" and _starts_at_one(audit):
-        cause, remedy = (
-            "one_based_labels",
-            "labels that start one too high: subtract 1, or declare the values they have",
-        )
-        why += f"; no pixel of {audit.split.spec.classes[0]} beside them, so the numbers start one too high"
+    why, exhibits = f"{audit.split.name}: {what}", []
     if audit.unknown and not audit.broken:
         known = 1 - sum(audit.unknown_values.values()) / sum(audit.faulty_values.values())
         kinds = "colours" if max(audit.faulty_values) > 65535 else "values"
         holds = f"{len(files)} of {len(audit.split)} masks hold {len(audit.faulty_values)} {kinds}"
-        why = f"{audit.split.name}: {holds}, {known:.0%} of their pixels are declared classes or void; {error}"
+        why = f"{audit.split.name}: {holds}, {known:.0%} of their pixels are declared classes or void; {what}"
         evidence |= {"declared_share": known, "distinct_values": len(audit.faulty_values)}
         exhibits = [_undeclared_exhibit(audit)]
     return Finding(

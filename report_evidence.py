@@ -302,7 +302,9 @@ def diagnosis_table(diagnosis, width=None):
         label = "WARNING" if one["verdict"] == "warn" else "FAULT" if blocks else "ROOT CAUSE"
         lines = [_sentence(one), f"remedy: {one['remedy']}" if one.get("remedy") else ""]
         blocks.append((label, [*lines, *(f"explains {_sentence(other)}" for other in explained)]))
-    if not any(one["verdict"] == "fail" for one in findings):
+    if all(one["verdict"] == "skip" for one in findings):
+        blocks.insert(0, ("NOT JUDGED", ["every probe was skipped: nothing is known"]))
+    elif not any(one["verdict"] == "fail" for one in findings):
         blocks.insert(0, ("NO FAULT", ["no probe found a fault"]))
     passed = [one["probe"] for one in findings if one["verdict"] == "pass"]
     blocks.append(("PASSED", [f"{len(passed)}: {', '.join(passed)}" if passed else ""]))

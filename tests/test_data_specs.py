@@ -143,7 +143,7 @@ def test_faults_of_a_listed_set_are_one_line(tmp_path, fault, text):
     [
         (np.full((12, 16), 3), "codes its classes by colour"),
         (np.full((12, 16, 3), (1, 2, 3)), "another set's coding"),
-        (picture(3), "mixed by resizing"),
+        (picture(3), "make a photograph, not a mask"),
     ],
 )
 def test_a_mask_in_another_coding_names_the_cause(tmp_path, mask, cause):

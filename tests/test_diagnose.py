@@ -88,7 +88,7 @@ def build():
     [
         ("", {"pass"}),
         ("images = images.softmax(1); return images", {"fail"}),
-        ("raise ValueError('their own trouble')", {"skip"}),
+        ("if images.any(): raise ValueError('their own trouble')", {"skip"}),
         ("return self.layer(images) * float('nan')", {"fail"}),
     ],
     ids=["healthy", "softmax", "raises", "not finite"],
@@ -107,6 +107,39 @@ def test_a_foreign_model_and_what_goes_wrong_in_it(fault, verdicts, tmp_path, mo
     assert code == (1 if "fail" in verdicts else 0)
     if "skip" in verdicts:
         assert "their own trouble" in found["model.softmax"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "part"),
+    [
+        ("return images[:, :1]", "knows 1 classes, the data set has 3"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("return {'nothing': images}", "no logits"),
+    ],
+)
+def test_a_foreign_model_that_never_answers_is_a_wrong_input(fault, part, tmp_path, monkeypatch, capsys):
+    scenes = write_folder_set(tmp_path / "set", counts=(("train", 4), ("val", 2)))
+    (tmp_path / "net.py").write_text(FOREIGN.format(fault=fault))
+    (tmp_path / "data.py").write_text("CLASSES = 3")
+    words = ["--model-from", f"{tmp_path / 'net.py'}:build", "--dataset", "folder", "--data-dir", scenes]
+    assert run(monkeypatch, *words, "--image-size", "40x56", "--out", tmp_path / "out") == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert part in err[-1]
+    assert len(err) == 1
+
+
+def test_a_checkpoint_on_another_set_through_the_command_line(trained, tmp_path, monkeypatch, capsys):
+    run_dir, own = trained
+    other = write_folder_set(tmp_path / "other", counts=(("train", 6), ("val", 4)), seed=5)
+    words = ["--ckpt", run_dir / "best.pth", "--out", tmp_path / "out", "--cross-dataset"]
+    assert run(monkeypatch, *words, other) == 0
+    found = findings_of(tmp_path / "out")
+    assert list(found) == [f"cross.{other}"]
+    assert found[f"cross.{other}"]["verdict"] in ("pass", "warn", "skip")
+    for folder, part in ((own, "no other set"), (tmp_path / "nowhere", "no such folder")):
+        capsys.readouterr()
+        assert run(monkeypatch, *words, folder) == 2
+        assert part in capsys.readouterr().err
 
 
 def test_a_probe_that_breaks_is_a_skip_that_shows_why_and_the_others_still_run(folder_set, tmp_path, monkeypatch):
