@@ -505,7 +505,7 @@ def _cut(spec, split, names, folder):
     parts = [Path(name).parent.name if spec.cut_by == "folder" else Path(name).name for name in names]
     chosen = [name for name, part in zip(names, parts, strict=True) if cut_of(part, spec.cut) == split]
     if not chosen:
-        what = f"the hash rule puts none of the {len(names)} images into split {split!r}"
+        what = f"none of the {len(names)} images falls into split {split!r} where splits are cut by the files' names"
         own = "make images/val/ and masks/val/ (or test) yourself"
         raise UserError(what, folder, own if spec.name == "folder" else f"is {spec.name} complete?")
     return chosen

@@ -542,6 +542,8 @@ def class_distribution(audits):
     if train.absent:
         why = f"train holds no pixel of {', '.join(train.absent)}: the model cannot learn them"
         remedy = "add images of them, or leave the classes out"
+        if void["train"] > 0.05:
+            remedy = f"see first whether their value is declared void; else {remedy}"
         return Finding("data.classes", "warn", why + also, cause="absent_classes", remedy=remedy, **about)
     if ratio > LIMITS["imbalance"].value:
         why = (

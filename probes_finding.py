@@ -10,12 +10,14 @@ import numpy as np
 CAUSES = {
     # files and masks
     "unreadable_files": ["unknown_labels", "nothing_learnt", "collapse"],
-    "greyscale_masks": ["class_imbalance", "absent_classes", "nothing_learnt", "collapse", "below_layout_floor"],
+    "greyscale_masks": ["class_imbalance", "absent_classes", "shifted_masks", "masks_do_not_fit", "nothing_learnt",
+                        "collapse", "below_layout_floor"],
     "jpeg_masks": ["unknown_labels", "blended_masks"],
-    "blended_masks": ["unknown_labels"],
+    "blended_masks": ["unknown_labels", "shifted_masks"],
     "one_based_labels": ["unknown_labels", "absent_classes", "class_ids_shifted"],
     "mapped_twice": ["absent_classes", "class_imbalance", "collapse"],
-    "clamped_masks": ["class_imbalance", "absent_classes", "collapse", "masks_do_not_fit", "below_layout_floor"],
+    "clamped_masks": ["class_imbalance", "absent_classes", "shifted_masks", "masks_do_not_fit", "collapse",
+                      "below_layout_floor"],
     "unknown_labels": ["class_imbalance", "absent_classes", "nothing_learnt", "collapse"],
     "anomaly_in_training": [],
     "no_labels": ["nothing_learnt", "collapse"],
@@ -259,7 +261,8 @@ def rank(findings):
 def conclude(findings):
     """The JSON of a diagnosis: findings ranked, each consequence with the probe that explains it, the root cause.
 
-    A fault is explained by the most upstream finding of at least its own severity that names it as a consequence.
+    A fault is explained by the most upstream finding of at least its own severity that names it as a consequence, or
+    names the same cause.
     """
     ranked = rank(findings)
     rows = [finding.json() | {"explained_by": _explanation(finding, ranked)} for finding in ranked]
@@ -278,6 +281,6 @@ def _explanation(finding, ranked):
     for other in ranked:
         if other is finding:
             return None
-        if other.cause != finding.cause and finding.cause in explained_by(other.cause):
+        if finding.cause in {other.cause, *explained_by(other.cause)}:
             return other.probe
     return None

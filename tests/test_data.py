@@ -409,5 +409,5 @@ def test_a_palette_mask_with_its_own_order_is_read_by_its_colours(folder_set):
 
 def test_a_cut_that_leaves_a_split_empty_says_so(tmp_path):
     root = write_folder_set(tmp_path / "s", counts=(("train", 2),))
-    with pytest.raises(UserError, match="hash rule puts none of the 2 images"):
+    with pytest.raises(UserError, match="none of the 2 images falls into split"):
         [open_folder(root, split) for split in ("val", "test")]

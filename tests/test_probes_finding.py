@@ -27,6 +27,11 @@ def test_ranking_puts_the_upstream_fault_first_and_its_consequences_under_it():
     assert json.dumps(diagnosis, allow_nan=False)
 
 
+def test_two_probes_that_name_one_cause_are_one_fault():
+    found = [Finding(name, "fail", "", cause="normalised_twice") for name in ("a", "b")]
+    assert [one["explained_by"] for one in conclude(found)["findings"]] == [None, "a"]
+
+
 def test_a_warning_does_not_explain_a_failure_away_and_is_no_root_cause():
     diagnosis = conclude([Finding("a", "warn", "", cause="unknown_labels"), Finding("b", "fail", "", cause="collapse")])
     assert diagnosis["root_cause"] == "collapse"
