@@ -1,5 +1,6 @@
 """The panel in small: faults planted in a few street scenes, each to be named first, and healthy files to pass."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ COUNTS = {"train": 48, "val": 20, "test": 20}
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("panel") / "streets"
-    synthetic.write_streets(root, counts=COUNTS)
+    synthetic.write_streets(root, counts={"train": 48, "validation": 20, "test": 20})
     return root
 
 
@@ -37,6 +38,9 @@ def test_faults_of_files_are_named_and_healthy_files_pass(scenes, tmp_path, monk
 @pytest.mark.slow
 def test_faults_that_need_no_skilled_model_are_named(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(panel.HEALTHY, "late", ("--model fpn_mobilenet_v2 --epochs 2", True))
+    for name, (cause, extra, patch) in panel_faults.TRAINING_FAULTS.items():
+        few = re.sub(r"--iters \d+", "--iters 12", extra)
+        monkeypatch.setitem(panel_faults.TRAINING_FAULTS, name, (cause, few, patch))
     only = "softmax,learning rate 0,auxiliary,frozen"
     assert run_panel(scenes, tmp_path, monkeypatch, "--only", only) == 0, capsys.readouterr().out
 
