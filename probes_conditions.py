@@ -308,18 +308,11 @@ def _judge_noise(row, _ran, known):
     return probes_noise.judge(row["curve"], known)
 
 
-def leaks(figures, known):
-    """Whether a training that could learn the layout at most clearly learnt more, by its loss and by its mIoU."""
-    bound = min(known["layout"], known["prior"])
-    bound -= max(known["spread"], LIMITS["leak_margin"].value * bound)
-    return figures["loss"] < bound and figures["miou"] > known["floor"]
-
-
 def _judge_wrong_pairs(row, _ran, known):
     """Trained on images of other targets: the layout is all that can be learnt."""
     about = {"value": row["loss"], "reference": known["layout"]}
     bound = f"layout {known['layout']:.3f} ± {known['spread']:.3f}, floor {known['floor']:.3f}"
-    if leaks(row, known):
+    if probes_noise.leaks(row, known):
         why = f"trained on wrong pairs, and yet {shown(row)} ({bound}): the labels reach the network by another way"
         remedy = "find what carries the labels: an input channel, a cached target, images that hold their own masks"
         return Finding("", "fail", why, cause="label_leak", remedy=remedy, **about)
@@ -328,7 +321,7 @@ def _judge_wrong_pairs(row, _ran, known):
 
 def _judge_renamed(row, ran, known):
     """Trained with permuted class ids: as good as with the true ones, once the answers are named alike."""
-    if leaks(row["others"][0], known):
+    if probes_noise.leaks(row["others"][0], known):
         why = f"trained with permuted class ids, and yet it answers with the true ones: {shown(row['others'][0])}"
         remedy = "the training reads its labels elsewhere than from the targets: a cached target, a second file"
         return Finding("", "fail", why, cause="label_leak", remedy=remedy, value=row["others"][0]["loss"])

@@ -291,6 +291,9 @@ def group_faults(findings):
     return groups
 
 
+FEW = 10  # passes that are told in full where nothing failed
+
+
 def diagnosis_table(diagnosis, width=None):
     """A diagnosis for the terminal: root cause and what it explains, further faults, warnings, what passed, skipped.
 
@@ -306,8 +309,10 @@ def diagnosis_table(diagnosis, width=None):
         blocks.insert(0, ("NOT JUDGED", ["every probe was skipped: nothing is known"]))
     elif not any(one["verdict"] == "fail" for one in findings):
         blocks.insert(0, ("NO FAULT", ["no probe found a fault"]))
-    passed = [one["probe"] for one in findings if one["verdict"] == "pass"]
-    blocks.append(("PASSED", [f"{len(passed)}: {', '.join(passed)}" if passed else ""]))
+    passed = [one for one in findings if one["verdict"] == "pass"]
+    names = ", ".join(one["probe"] for one in passed)
+    few = len(passed) <= FEW and not any(one["verdict"] == "fail" for one in findings)  # what was asked for is shown
+    blocks.append(("PASSED", [*map(_sentence, passed)] if few else [f"{len(passed)}: {names}" if passed else ""]))
     blocks.append(("SKIPPED", [f"{', '.join(names)}: {why}" for why, names in skip_reasons(findings).items()]))
     return "\n".join(line for label, texts in blocks for line in _block(label, texts, width))
 

@@ -326,8 +326,10 @@ def test_table_says_when_there_is_no_fault():
     assert report.diagnosis_table(warned, 80).splitlines() == [
         "NO FAULT    no probe found a fault",
         "WARNING     class imbalance (a): few",
-        "PASSED      1: b",
+        "PASSED      b: fine",
     ]
+    many = conclude([Finding(f"p{i}", "pass", "fine") for i in range(11)])
+    assert report.diagnosis_table(many, 100).splitlines()[1].startswith("PASSED      11: p0, p1")
     skipped = conclude([Finding("a", "skip", "no log")])
     assert (
         report.diagnosis_table(skipped, 80).splitlines()[0] == "NOT JUDGED  every probe was skipped: nothing is known"
