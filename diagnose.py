@@ -81,8 +81,8 @@ class Patient:
         if self.content:
             engine.check_classes(self.spec, self.content)
         self.splits = {name: data.open_split(self.spec, root, name, args.limit) for name in ("train", "val")}
-        if has_test(self.spec, root):
-            self.splits["test"] = data.open_split(self.spec, root, "test", args.limit)
+        if test := open_test(self.spec, root, args.limit):
+            self.splits["test"] = test
         if args.model_from:
             torch.manual_seed(args.seed)
             net = models_foreign.load_foreign(args.model_from, args.weights, self.spec.num_classes)
@@ -215,12 +215,17 @@ class Patient:
         return data.to_float(images), targets
 
 
-def has_test(spec, root):
-    """Whether the set has a test split here; a set without one is no fault."""
-    if "test" in spec.cut:
-        return True
+def open_test(spec, root, limit):
+    """The test split, or None: a set without one is no fault, nor one with too few images to cut one from."""
     parts = spec.splits.get("test", ())
-    return bool(parts) and all((Path(root) / part).is_dir() for part in parts)
+    if "test" not in spec.cut and not (parts and all((Path(root) / part).is_dir() for part in parts)):
+        return None
+    try:
+        return data.open_split(spec, root, "test", limit)
+    except UserError:
+        if "test" in spec.cut:  # train, read from the same folders, was sound
+            return None
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------

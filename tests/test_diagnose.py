@@ -9,6 +9,7 @@ import torch
 from conftest import write_folder_set
 from PIL import Image
 
+import data_specs
 import diagnose
 import flags
 import losses
@@ -154,6 +155,20 @@ def test_a_probe_that_breaks_is_a_skip_that_shows_why_and_the_others_still_run(f
     assert "KeyError" in found["data.images"]["why"]
     assert "nobody expected this" in " ".join(found["data.images"]["evidence"]["traceback"])
     assert found["data.duplicates"]["verdict"] == "pass"
+
+
+def test_a_set_too_small_for_a_test_split_of_its_own_is_examined_without(tmp_path, monkeypatch):
+    scenes = write_folder_set(tmp_path / "set", counts=(("train", 2), ("val", 2)))
+    names = [name for name in "abcdefghij" if data_specs.cut_of(name, ("test",)) == "train"]
+    for kind in ("images", "masks"):
+        for file, name in zip(sorted((scenes / kind / "train").iterdir()), names[:2], strict=True):
+            file.rename(file.with_stem(name))
+    words = ["--dataset", "folder", "--data-dir", scenes, "--only", "files", "--out", tmp_path / "out"]
+    assert run(monkeypatch, *words) == 0
+    assert "2 train, 2 val read" in findings_of(tmp_path / "out")["data.files"]["why"]
+    (scenes / "images" / "test").mkdir()
+    (scenes / "masks" / "test").mkdir()
+    assert run(monkeypatch, *words) == 2  # an empty folder is a mistake
 
 
 def test_faulty_masks_are_the_root_cause_and_probes_that_need_sound_ones_say_so(folder_set, tmp_path, monkeypatch):
