@@ -25,14 +25,9 @@ def other_images(images, targets, generator):
 
     Raises: ValueError for a batch of one, which has no other.
     """
-    return _rolled(images), targets.clone()
-
-
-def _rolled(batch):
-    """(N, …) moved on by one along the batch."""
-    if len(batch) < 2:
-        raise ValueError(f"a batch of {len(batch)} has no other image to take; give at least 2")
-    return batch.roll(1, 0)
+    if len(images) < 2:
+        raise ValueError(f"a batch of {len(images)} has no other image to take; give at least 2")
+    return images.roll(1, 0), targets.clone()
 
 
 def _random_bytes(shape, generator):
@@ -127,14 +122,6 @@ def shifted(images, targets, generator):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The image is left, its target is not
-
-
-def other_targets(images, targets, generator):
-    """The batch's targets one place on: each image meets a real target that is not its own.
-
-    Raises: ValueError for a batch of one, which has no other.
-    """
-    return images.clone(), _rolled(targets)
 
 
 def permuted_ids(permutation):

@@ -13,7 +13,7 @@ IMAGE_INPUTS = (
     probes_inputs.noise_segments,
 )
 MOVES = (probes_inputs.shuffled_patches, probes_inputs.mirrored, probes_inputs.shifted)
-TARGET_INPUTS = (probes_inputs.other_targets, probes_inputs.permuted_ids([2, 0, 1]))
+TARGET_INPUTS = (probes_inputs.permuted_ids([2, 0, 1]),)
 ALL = (*IMAGE_INPUTS, *MOVES, *TARGET_INPUTS)
 
 
@@ -50,9 +50,7 @@ def test_the_contract_of_every_function(change):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     drawn = change in (*IMAGE_INPUTS, probes_inputs.shuffled_patches) and change is not probes_inputs.other_images
     assert torch.equal(first[0], other[0]) != drawn
-    assert torch.equal((first[1] == 255).flatten(1).sum(1), (targets == 255).flatten(1).sum(1)) or (
-        change is probes_inputs.other_targets
-    )
+    assert torch.equal((first[1] == 255).flatten(1).sum(1), (targets == 255).flatten(1).sum(1))
 
 
 @pytest.mark.parametrize("change", IMAGE_INPUTS, ids=lambda change: change.__name__)
@@ -74,11 +72,8 @@ def test_others_are_the_neighbours_in_the_batch():
     images, targets = batch()
     moved, _ = probes_inputs.other_images(images, targets, None)
     assert all(torch.equal(moved[i], images[i - 1]) for i in range(3))
-    _, others = probes_inputs.other_targets(images, targets, None)
-    assert all(torch.equal(others[i], targets[i - 1]) for i in range(3))
-    for change in (probes_inputs.other_images, probes_inputs.other_targets):
-        with pytest.raises(ValueError, match="at least 2"):
-            change(images[:1], targets[:1], None)
+    with pytest.raises(ValueError, match="at least 2"):
+        probes_inputs.other_images(images[:1], targets[:1], None)
 
 
 def test_flat_segments_have_one_colour_each_and_another_in_each_image():
