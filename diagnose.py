@@ -255,7 +255,7 @@ PROBES = {
     "label_agreement": Probe("data", "", 8, lambda p: probes.label_agreement(pairs_of(p.surveys), sizes_of(p.audits))),
     "log": Probe("model", "ckpt", 0.1, lambda p: probes.training_log(p.log, vars(p.config))),
     "untrained": Probe("model", "model", 0.2, lambda p: [untrained(p)]),
-    "gradient_flow": Probe("shortcut", "", 3, lambda p: [gradient_flow(p)]),
+    "gradient_flow": Probe("model", "", 3, lambda p: [gradient_flow(p)]),
     "softmax": Probe("model", "model", 3, lambda p: [probes.softmax_inside(p.predictor, p.sample)]),
     "preprocessing": Probe("model", "model", 10, lambda p: [probes.preprocessing(p.predictor, p.sample, p.layout_map)]),
     "input_contrast": Probe("model", "model", 0.2, lambda p: [probes.input_contrast(p.predictor, p.sample)]),
