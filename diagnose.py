@@ -97,6 +97,11 @@ class Patient:
         self.rows = []  # of trainings under conditions
         self.tell = lambda done, total: None  # how far the present probe is
 
+    @property
+    def training_args(self):
+        """The flags of a small training; a foreign model's weights are not for ours."""
+        return Namespace(**{**vars(self.args), "weights": "none"}) if self.args.model_from else self.args
+
     def tell_step(self, step):
         """A training has done so many of its steps."""
         self.tell(step, self.args.iters)
@@ -327,8 +332,9 @@ def check_flags(args, given, names):
 
 def untrained(patient):
     """What never moved: against the checkpoint's starting fingerprint, or by the looks of a foreign model's weights."""
-    initial = patient.content["initial"] if patient.content else None
-    return probes.untrained(patient.predictor, patient.sample, initial, patient.config)
+    if patient.content:  # no image is needed, so faulty data are no hindrance
+        return probes.untrained(patient.predictor, None, patient.content["initial"], patient.config)
+    return probes.untrained(patient.predictor, patient.sample)
 
 
 def gradient_flow(patient):
@@ -350,7 +356,7 @@ def layout_reliance(patient):
 
 def noise_test(patient):
     """Train on noise."""
-    args, audits = patient.args, patient.clean_audits
+    args, audits = patient.training_args, patient.clean_audits
     finding = probes.noise_test(args, patient.splits, audits, patient.device, progress=patient.tell_step)
     patient.rows.append(probes.noise_row(finding))
     return finding
@@ -358,7 +364,7 @@ def noise_test(patient):
 
 def train_under(patient, name):
     """Train under a condition; its finding comes at the end, when all are there to be compared (`judge_trainings`)."""
-    args, audits = patient.args, patient.clean_audits
+    args, audits = patient.training_args, patient.clean_audits
     patient.rows.append(
         probes.run_condition(name, args, patient.splits, audits, patient.device, progress=patient.tell_step)
     )

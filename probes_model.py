@@ -100,7 +100,7 @@ def ask(predictor, sample, prepare=None, change=None, model=None):
 def label_maps(predictor, sample, **options):
     """`ask`'s answers as masks: a list of (h, w) uint8 tensors on the CPU."""
     known = predictor.num_classes
-    return [logits[:known].argmax(0).to("cpu", torch.uint8) for logits in ask(predictor, sample, **options)]
+    return [logits[:known].max(0).indices.to("cpu", torch.uint8) for logits in ask(predictor, sample, **options)]
 
 
 def count(labels, sample, num_classes):

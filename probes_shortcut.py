@@ -12,7 +12,7 @@ import engine
 import metrics
 import models
 import probes_inputs
-from probes_finding import LIMITS, Exhibit, Finding, Tile
+from probes_finding import LIMITS, Exhibit, Finding, Tile, plain
 from probes_model import take_sample
 
 SHORTCUT_REMEDY = "check that masks belong to their images, then augment with scale, translate and crop, train longer"
@@ -44,13 +44,13 @@ def gradient_flow(model, criterion, images, targets):
         if norm == 0:
             (unreached if parameter.grad is None else zero).append(name)
     evidence = {
-        "norms": {stage: _plain(norm) for stage, norm in norms.items()},
-        "image": _plain(image_norm),
+        "norms": {stage: plain(norm) for stage, norm in norms.items()},
+        "image": plain(image_norm),
         "dead": (unreached + zero)[:50],
         "frozen": len(frozen),
         "frozen_share": sum(frozen.values()) / max(1, sum(p.numel() for p in model.parameters())),
     }
-    about = {"value": _plain(image_norm), "reference": 0.0, "evidence": evidence}
+    about = {"value": plain(image_norm), "reference": 0.0, "evidence": evidence}
     return _judge_gradients(norms, image_norm, unreached, zero, ours, about)
 
 
@@ -100,11 +100,6 @@ def _judge_gradients(norms, image_norm, unreached, zero, ours, about):
     note = f"; {frozen} parameters are frozen ({share:.0%} of the weights)" if frozen else ""
     note += f"; {len(unreached)} have no part in the answer, the first {unreached[0]}" if unreached else ""
     return Finding(probe, "pass", f"the loss reaches the image and {len(norms)} stages{note}", **about)
-
-
-def _plain(value):
-    """A number JSON can hold."""
-    return value if math.isfinite(value) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def untrained(predictor, sample, initial=None, config=None):
     """Which layers are still what they were before training?
 
     initial: `checkpoint.fingerprint` of the model before training; config: the flags it was trained with, whose freeze
-    rule names what is meant to stay. Without initial (a foreign model) layers are judged by their weights alone: those
-    that are exactly what torch initialises a layer with, and that run when the model is asked about the sample.
+    rule names what is meant to stay; no sample is needed then. Without initial (a foreign model) layers are judged by
+    their weights alone: those that are exactly what torch initialises a layer with, and that run when the model is
+    asked about the sample.
     """
     if initial is None:
         return _judge_fresh(predictor, sample)

@@ -143,6 +143,19 @@ def test_a_checkpoint_on_another_set_through_the_command_line(trained, tmp_path,
         assert part in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_foreign_models_weights_are_not_for_the_small_trainings(tmp_path, monkeypatch):
+    scenes = write_folder_set(tmp_path / "set", counts=(("train", 8), ("val", 6)))
+    (tmp_path / "net.py").write_text("import torch\ndef build():\n    return torch.nn.Conv2d(3, 3, 1)\n")
+    torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), tmp_path / "w.pth")
+    words = ["--model-from", f"{tmp_path / 'net.py'}:build", "--weights", tmp_path / "w.pth", "--only", "real,softmax"]
+    words += ["--dataset", "folder", "--data-dir", scenes, "--iters", 4, "--image-size", "32x48", "--workers", 0]
+    run(monkeypatch, *words, "--device", "cpu", "--out", tmp_path / "out")
+    found = findings_of(tmp_path / "out")
+    assert found["shortcut.real"]["verdict"] != "skip", found["shortcut.real"]["why"]
+    assert found["model.softmax"]["verdict"] != "skip"
+
+
 def test_a_probe_that_breaks_is_a_skip_that_shows_why_and_the_others_still_run(folder_set, tmp_path, monkeypatch):
     def broken(_patient):
         raise KeyError("nobody expected this")
