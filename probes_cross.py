@@ -207,7 +207,8 @@ class _Pair:
         """The verdict; moved: the other set `Seen` after `move`, or None."""
         probe = f"cross.{self.names[1]}"
         if not self.rows:
-            why = f"{self.names[0]} and {self.names[1]} share {len(self.common)} classes that hold pixels: too few"
+            why = f"{self.names[0]} and {self.names[1]} share {len(self.common)} classes"
+            why += ": too few" if len(self.common) < 2 else ", none of which the images looked at show"
             return Finding(probe, "skip", why, evidence={"common_classes": self.common})
         (reference, other), drop = self.rows, self.drop()
         evidence = {
