@@ -1,30 +1,66 @@
 """Put a data set on disk.
 
-python download.py streets                       render the embedded street scenes into data/streets
-python download.py streets --data-dir DIR        elsewhere
+python download.py streets                           render the embedded street scenes into data/streets
+python download.py camvid --data-dir DIR             fetch, check and unpack CamVid into DIR
+python download.py cityscapes --data-dir DIR         say where to register and what to fetch, and check what DIR holds
+python download.py ade20k --url https://mirror/a.zip            from another place
+python download.py streethazards --archive a.tar,b.tar          from local files, which stay as they are
+
+Killed or cut off at any moment, the same command goes on: what has arrived is kept in DIR.part, and DIR appears only
+once it is complete. Addresses are http or https; http_proxy, https_proxy and no_proxy of the environment are used.
 """
 
 import sys
 from pathlib import Path
 
+import download_obtain as obtaining
+import download_place as place
 import flags
 import report
 import synthetic
-from flags import UserError
+from data_specs import DATASETS
+from download_sources import SOURCES
+from flags import UserError, nearest
 
 
 def build_parser():
     """All flags of download.py."""
     parser = flags.Parser(__doc__)
-    parser.add_argument("name", choices=("streets",), help="the data set")
+    parser.add_argument("name", metavar="NAME", help=f"the data set: {', '.join(SOURCES)}")
     parser.add_argument("--data-dir", metavar="DIR", help="where it goes; empty: data/NAME")
+    parser.add_argument(
+        "--url", metavar="U,…", action="append", help="addresses to fetch instead; empty: the set's own"
+    )
+    parser.add_argument("--archive", metavar="FILE,…", action="append", help="local archives instead; empty: fetch")
+    parser.add_argument(
+        "--keep-archive", action="store_true", help="leave the fetched archives beside DIR; off: remove"
+    )
     return parser
 
 
 def main():
-    """Render the scenes unless they are there already."""
+    """Render, fetch or check the set that was asked for."""
     args = build_parser().parse_args()
+    if args.name not in SOURCES:
+        hint = "its files are your own" if args.name in DATASETS else nearest(args.name, SOURCES)
+        raise UserError(f"no data set {args.name!r} to download", remedy=hint)
     root = Path(args.data_dir or Path("data") / args.name)
+    jobs, named = obtaining.plan(args.name, args.url, args.archive)
+    source = SOURCES[args.name]
+    if args.name == "streets":
+        return render(root, named)
+    if source.register and not named:
+        return instruct(args.name, root)
+    if source.prepare:
+        what = f"{args.name} cannot be read as it is unpacked"
+        raise UserError(what, remedy=f"unpack it yourself; {source.prepare.replace('DIR', str(root))}")
+    return obtaining.obtain(args.name, root, jobs, args.keep_archive)
+
+
+def render(root, named):
+    """Render the embedded scenes unless they are there already."""
+    if named:
+        raise UserError("streets is rendered, not fetched", "--url or --archive", "leave it out")
     if root.exists():
         if not (root / "train" / "images" / "training").is_dir():
             raise UserError("this is no streets folder", root, "remove it, or choose another --data-dir")
@@ -33,7 +69,28 @@ def main():
     progress = report.Progress(sum(synthetic.COUNTS.values()), "render", "images")
     synthetic.write_streets(root, progress=progress.update)
     progress.close()
-    print(f"{args.name} is in {root}")
+    print(f"streets is in {root}")
+    return 0
+
+
+def instruct(name, root):
+    """Say where a set comes from that only registered users get, then check what its folder holds."""
+    source = SOURCES[name]
+    command = f"python download.py {name} --data-dir {root} --archive {','.join(source.files)}"
+    print(f"{name} is given to registered users only")
+    print(f"  register  {source.register}")
+    print(f"  fetch     {', '.join(source.files)}")
+    print(f"  unpack    {source.prepare.replace('DIR', str(root)) or command}")
+    for i, line in enumerate(source.layout):
+        print(f"  {'' if i else 'layout':9} {root}/{line}")
+    sys.stdout.flush()
+    if place.is_free(root):
+        raise UserError(f"no {name} yet", root, "register, fetch and unpack as told above")
+    pairs = place.count_pairs(name, root)
+    if sum(pairs.values()) < source.pairs:
+        what = f"{name} is not complete: {sum(pairs.values())} of {source.pairs} images with masks"
+        raise UserError(f"{what} ({obtaining.counts(pairs)})", root, "unpack all files named above once more")
+    print(f"complete: {obtaining.counts(pairs)} images with masks in {root}")
     return 0
 
 
