@@ -7,8 +7,11 @@ uint8 and are augmented on the device by `Augment`, with one sampling grid for i
 Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 253 normal but of no known class, 255 void.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +22,29 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import flags
-from data_sampling import (  # noqa: F401  the front of its parts
+from data_codings import hidden_fault, label_error, likely_cause, starts_at_one  # noqa: F401  the front of its parts
+from data_layout import by_condition  # noqa: F401
+from data_sampling import (  # noqa: F401
     Sampling,
     Ticket,
+    build_sampling,
     draw_tickets,
     parse_sampling,
     share_batches,
+)
+from data_spaces import (  # noqa: F401
+    LABEL_SPACES,
+    MERGED,
+    LabelSpace,
+    answer_table,
+    build_space,
+    common_names,
+    declared_classes,
+    declared_names,
+    join,
+    parse_sets,
+    run_name,
+    translate,
 )
 from data_specs import (  # noqa: F401
     DATASETS,
@@ -32,11 +52,11 @@ from data_specs import (  # noqa: F401
     UNKNOWN,
     VOID,
     Spec,
-    adopt_classes,
     build_spec,
     find_images,
     find_pairs,
     hold_out,
+    parse_name,
     recognise,
 )
 from flags import UserError
@@ -52,8 +72,21 @@ AUGMENTATIONS = {"flip": 0.5, "scale": [0.5, 2.0], "translate": 0.1, "rotate": 1
 def add_data_flags(parser):
     """The flags that choose what is read."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="streets", choices=DATASETS, help="the data set")
-    group.add_argument("--data-dir", metavar="DIR", help="where it lies; empty: data/DATASET")
+    group.add_argument(
+        "--dataset",
+        default="streets",
+        metavar="NAME,...",
+        help=f"the data set, of {', '.join(DATASETS)}; acdc/fog: one condition of it; several: camvid:0.7,streets:0.3, "
+        "the shares of every batch (none given: each image once)",
+    )
+    group.add_argument("--data-dir", metavar="DIR,...", help="where it lies, one for each set; empty: data/NAME")
+    group.add_argument(
+        "--label-space",
+        default="own",
+        choices=LABEL_SPACES,
+        help="the classes: own (the first set's), intersection (those all sets have), Cityscapes' 19, or CamVid's 11 "
+        "groups of them; what a set has beside them becomes void",
+    )
     group.add_argument(
         "--anomaly-classes",
         default="",
@@ -95,7 +128,10 @@ def read_image(path):
     """
     try:
         with Image.open(path) as image:
-            exif = image.getexif()
+            exif = image.getexif()  # read now: a TIFF's lies in the open file
+            if image.mode == "RGB":
+                image.load()
+                return image  # as decoded, where a conversion would copy it
             if image.mode.startswith("I;16"):  # convert would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
@@ -114,23 +150,30 @@ def read_labels(path, spec):
 
     Returns target (H, W) uint8, UNKNOWN (254) where the value is neither a class nor void, and the mask's own values
     (H, W): numbers, or r·65536 + g·256 + b for a mask drawn in colours.
-    Raises UserError for an unreadable file, or a mask in colours where the set declares none.
+    Raises UserError for an unreadable file.
     """
     try:
         with Image.open(path) as mask:
             coloured = mask.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr") or _palette_is_declared(mask, spec)
-            values = np.asarray(mask.convert("RGB") if coloured else mask)
+            values = _read_colours(mask) if coloured else np.asarray(mask)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read mask ({error})", path, "the file is damaged or no image; replace it") from None
     if coloured and spec.colours:
-        values = values[..., 0].astype(np.int32) << 16 | values[..., 1].astype(np.int32) << 8 | values[..., 2]
         return spec.colour_table[values], values
     if coloured:  # one number a pixel, stored three times
-        if (values[..., :1] != values).any():
-            remedy = 'give every class its "color" in classes.json, or save masks with one class number a pixel'
-            raise UserError(f"a mask in colours, but {spec.name} declares none", path, remedy)
-        values = values[..., 0]
+        if (values != (values & 255) * 0x010101).any():
+            return np.full(values.shape, UNKNOWN, np.uint8), values  # colours, where the set declares none
+        values = values.astype(np.uint8)
+    if values.dtype == np.uint8:  # the same as below, several times as fast
+        target = bytearray(values).translate(spec.value_table[:256].tobytes())
+        return np.frombuffer(target, np.uint8).reshape(values.shape), values
     return spec.value_table[np.clip(values.astype(np.int32), 0, 65535)], values
+
+
+def _read_colours(mask):
+    """A PIL image's colours as numbers r·65536 + g·256 + b, (H, W) int32."""
+    rgb = mask if mask.mode == "RGB" else mask.convert("RGB")
+    return np.frombuffer(rgb.tobytes("raw", "BGRX"), "<i4").reshape(mask.height, mask.width)  # X is 0
 
 
 def _palette_is_declared(mask, spec):
@@ -147,8 +190,9 @@ def read_target(path, spec):
     Raises UserError for values that are neither a class nor void, with their counts and the likely cause.
     """
     target, values = read_labels(path, spec)
-    if (target == UNKNOWN).any():
-        raise label_error(count_values(values[target == UNKNOWN]), count_values(values), path, spec)
+    unknown = target == UNKNOWN
+    if unknown.any():
+        raise label_error(count_values(values[unknown]), count_values(values), path, spec)
     return target
 
 
@@ -175,106 +219,27 @@ def match_size(image, shape, path):
 
 def count_values(values):
     """{mask value: pixels} of an array of whole numbers."""
-    found, counts = np.unique(values, return_counts=True)
+    flat = values.ravel()
+    starts, lengths = find_runs(flat)
+    return count_runs(flat[starts], lengths)
+
+
+def find_runs(flat):
+    """Stretches of one value in an array (n,): where each starts and how long it is, both (runs,) int64.
+
+    A mask has a fiftieth as many as pixels: what counts or looks for labels goes through these.
+    """
+    if not flat.size:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return starts, np.diff(starts, append=flat.size)
+
+
+def count_runs(values, lengths):
+    """{value: pixels} of runs, in ascending order; values: (runs,), lengths: (runs,) int64."""
+    found, places = np.unique(values, return_inverse=True)
+    counts = np.bincount(places, lengths, minlength=len(found)).astype(np.int64)  # float64 counts exactly up to 2^53
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
-
-
-def label_error(unknown, seen, where, spec, files=None):
-    """The error for mask values a set does not declare, with the likely cause.
-
-    unknown, seen: {mask value: pixels}, the undeclared ones and all that occur in the masks that hold such.
-    """
-    _, cause, remedy = likely_cause(unknown, seen, where, spec)
-    first = ", ".join(f"{value_text(v, spec)} ({n:,} pixels)" for v, n in sorted(unknown.items())[:4])
-    more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""
-    spread = f" in {files} files" if files and files > 1 else ""
-    what = f"label {first}{more} outside the {spec.num_classes} classes of {spec.name}{spread}"
-    return UserError(what, where, f"{cause}: {remedy}")
-
-
-def value_text(value, spec):
-    """A mask value as a person would look it up: a number, or r,g,b for a mask in colours."""
-    return f"rgb {value >> 16},{value >> 8 & 255},{value & 255}" if spec.colours and value > 255 else str(value)
-
-
-def likely_cause(unknown, seen, where, spec):
-    """What most often leads to such values, and the remedy: (cause as the doctor names it, cause in words, remedy)."""
-    declared = [v for v, i in spec.values.items() if i != VOID]
-    if Path(where).suffix.lower() in (".jpg", ".jpeg"):
-        words = "the mask is a JPEG, whose compression invents values along every border"
-        return "jpeg_masks", words, "export masks as PNG"
-    if not declared and max(unknown) < 256:
-        words = f"one number a pixel, where {spec.name} codes its classes by colour"
-        return "unknown_labels", words, "use the set's own masks"
-    if spec.colours and max(unknown) > 255 and len(unknown) > len(spec.colours):
-        return _mixed_colours(unknown, seen, spec)
-    known = 1 - sum(unknown.values()) / sum(seen.values())
-    if len(unknown) > 16 and known > 0.5 and max(unknown) < max(spec.values):
-        words = f"{len(unknown)} values between the declared ones, mixed along borders by resizing or compression"
-        return "blended_masks", words, "save masks as PNG, resized by nearest neighbour only"
-    if len(seen) > 64 and len(seen) > 2 * len(spec.values):
-        words = f"{len(seen)} different values make a grey-scale picture, not class numbers"
-        return "greyscale_masks", words, "export class numbers"
-    if starts_at_one(seen, spec):
-        return "one_based_labels", "labels that start at 1", 'map them with "label_map" or "values" in classes.json'
-    if declared and _are_train_ids(unknown, seen, spec):
-        words = "train ids on disk, which the set's own mapping would map a second time"
-        return "mapped_twice", words, "use the set's own masks, or a folder set whose classes are these ids"
-    if set(unknown) == {VOID} and len(declared) == 2 and set(seen) <= {min(declared), VOID}:
-        words = f"masks of black and white, where the second class is {max(declared)}"
-        return "unknown_labels", words, 'give the second class "values": [255] in classes.json'
-    if set(unknown) == {VOID}:
-        return "unknown_labels", "255 usually marks void", 'declare "void": [255] in classes.json'
-    if _are_stretched(seen, declared):
-        shown = ", ".join(map(str, sorted(seen)))
-        words = f"class numbers stretched to shades of grey ({shown})"
-        return "greyscale_masks", words, 'give each class its "values" in classes.json, or export class numbers'
-    words = "a class the set does not declare, or another set's coding"
-    return "unknown_labels", words, "declare the value, or fix the masks"
-
-
-def _mixed_colours(unknown, seen, spec):
-    """Which mixture: compression leaves most colours within a few levels of a declared one, resizing does not."""
-    values, pixels = (np.fromiter(part, np.int64, len(unknown)) for part in (unknown.keys(), unknown.values()))
-    colours = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)  # (n, 3)
-    near = np.zeros(len(colours), bool)
-    for colour in spec.colours:
-        near |= np.abs(colours - colour).max(axis=1) <= 3
-    near, rare = pixels[near].sum() / pixels.sum(), pixels.sum() < 0.5 * sum(seen.values())
-    # Measured on MSRC, near: JPEG of quality 50 to 92 0.56 to 0.91, resized 0.12 to 0.44, photographs 0.01; resized
-    # masks keep more than 0.83 of their pixels, JPEGs as few as 0.06.
-    if near > (0.55 if rare else 0.1):
-        return "jpeg_masks", "colours changed by compression, as a JPEG does", "export masks as PNG"
-    if rare:
-        words, remedy = (
-            "colours mixed by resizing or compression",
-            "save masks as PNG, resized by nearest neighbour only",
-        )
-        return "blended_masks", words, remedy
-    return "unknown_labels", f"{len(seen)} different colours make a photograph, not a mask", "use the set's own masks"
-
-
-def starts_at_one(seen, spec):
-    """Whether the lowest class is missing and every value less one would be declared; void may have kept its value.
-
-    seen: the mask values of the files in question.
-    """
-    declared = [v for v, i in spec.values.items() if i != VOID]
-    fits = all(v - 1 in spec.values or spec.values.get(v) == VOID for v in seen)
-    return bool(declared) and fits and min(declared) not in seen
-
-
-def _are_stretched(seen, declared):
-    """Whether as many values as classes lie evenly from 0 up, far wider than the classes' numbers."""
-    values = sorted(seen)
-    far = bool(declared) and values[-1] > 3 * max(declared)
-    return far and values[0] == 0 and 2 <= len(values) <= len(declared) and np.ptp(np.diff(values)) <= 1
-
-
-def _are_train_ids(unknown, seen, spec):
-    """Whether the masks hold 255 and train ids alone, 0 among them, where the set codes its classes otherwise."""
-    own = all(spec.values.get(i) == i for i in range(spec.num_classes))
-    return set(unknown) == {VOID} and 0 in seen and not own and set(seen) <= {VOID, *range(spec.num_classes)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,30 +288,69 @@ class Geometry:
             return 0
         return sum(n for size, n in sizes.items() if self.largest_scale(*size) < self.wanted_scale(*size))
 
+    def form(self, training):
+        """What decides the pixels of an example before it is cut, as plain values: the same for crops of any size."""
+        if self.crop is None:
+            return {"training": training, "canvas": list(self.canvas)}
+        return {"training": training, "short_side": self.short_side, "most_pixels": self.most_pixels}
+
     def resize(self, image):
         """A whole PIL image -> (h, w, 3) uint8 tensor at the network's size, antialiased."""
-        height, width = self.network_size(image.height, image.width)
-        if (image.height, image.width) != (height, width):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image))
+        return torch.from_numpy(np.array(self.bring_image(image)))
+
+    def bring(self, image, target):
+        """A whole PIL image and its target (H, W) uint8 to the network's size: PIL image, target (h, w) uint8."""
+        image = self.bring_image(image)
+        return image, self.bring_target(target, image)
+
+    def bring_image(self, image):
+        """A whole PIL image to the network's size, antialiased."""
+        size = self.network_size(image.height, image.width)
+        return image if size == (image.height, image.width) else image.resize(size[::-1], Image.Resampling.BILINEAR)
+
+    def bring_target(self, target, image):
+        """A target (H, W) uint8 to the size of a PIL image, nearest."""
+        if target.shape == (image.height, image.width):
+            return target
+        return np.asarray(Image.fromarray(target).resize(image.size, Image.Resampling.NEAREST))
 
     def cut(self, image, target, ticket):
         """Image and target as one training example: (h, w, 3) uint8 and (h, w) uint8 tensors of canvas or crop size."""
-        image = self.resize(image)  # (h, w, 3)
-        height, width = image.shape[:2]
-        if target.shape != (height, width):
-            target = np.asarray(Image.fromarray(target).resize((width, height), Image.Resampling.NEAREST))
-        target = torch.from_numpy(np.array(target))  # (h, w)
+        return to_tensors(self.cut_box(*self.bring(image, target), ticket))
+
+    def cut_box(self, image, target, ticket):
+        """The ticket's box of what `bring` brought, as arrays: image (h, w, 3) uint8, target (h, w) uint8.
+
+        image: a PIL image or (h, w, 3) uint8; of arrays, the box is a view where it lies inside them.
+        """
         if self.crop is None:
-            return image, target
+            return np.asarray(image), target
+        height, width = target.shape
         rows, columns = self.crop
         top = int(ticket.top * (max(height - rows, 0) + 1))
         left = int(ticket.left * (max(width - columns, 0) + 1))
-        image, target = image[top : top + rows, left : left + columns], target[top : top + rows, left : left + columns]
-        missing = (0, columns - target.shape[1], 0, rows - target.shape[0])  # right and bottom border
-        canvas = torch.tensor(FILL, dtype=torch.uint8).expand(rows, columns, 3).clone()
-        canvas[: image.shape[0], : image.shape[1]] = image
-        return canvas, F.pad(target, missing, value=VOID)
+        bottom, right = min(top + rows, height), min(left + columns, width)
+        target = target[top:bottom, left:right]
+        if isinstance(image, Image.Image):  # only the box leaves PIL
+            image = np.asarray(image.crop((left, top, right, bottom)))
+        else:
+            image = image[top:bottom, left:right]
+        if target.shape == (rows, columns):
+            return image, target
+        return _pad(image, (rows, columns), FILL), _pad(target, (rows, columns), VOID)
+
+
+def _pad(array, size, fill):
+    """An array (h, w, …) in the upper left corner of a new one of `size`, the rest `fill`."""
+    padded = np.empty((*size, *array.shape[2:]), array.dtype)
+    padded[:] = fill
+    padded[: array.shape[0], : array.shape[1]] = array
+    return padded
+
+
+def to_tensors(arrays):
+    """Arrays as tensors with memory of their own."""
+    return tuple(torch.from_numpy(np.array(array)) for array in arrays)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,44 +359,100 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Split:
-    """The pairs of one split of one set."""
+    """The pairs of one split: of one set, or of several, one set after the other (`parts`, each a Split).
+
+    cache: where its examples lie decoded, for the batches alone (`data_cache`); None: nowhere.
+    """
 
     name: str
     spec: Spec
     root: Path
     pairs: list
+    parts: tuple = ()
+    cache: object = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __len__(self):
         return len(self.pairs)
 
+    def ranges(self):
+        """[(a set's name in figures, its Split, the range of its indices here)]."""
+        if not self.parts:
+            return [(self.spec.name, self, range(len(self)))]
+        ends = list(itertools.accumulate(map(len, self.parts)))
+        return [
+            (source.label, part, range(end - len(part), end))
+            for source, part, end in zip(self.spec.parts, self.parts, ends, strict=True)
+        ]
+
+    def spec_of(self, index):
+        """The spec that codes one pair's mask."""
+        return next(part.spec for _, part, indices in self.ranges() if index in indices)
+
     def read(self, index):
         """(PIL image, target (H, W) uint8) of one pair."""
-        return read_pair(*self.pairs[index], self.spec)
+        return read_pair(*self.pairs[index], self.spec_of(index))
 
     def read_target(self, index):
         """The target (H, W) uint8 alone."""
-        return read_target(self.pairs[index][1], self.spec)
+        return read_target(self.pairs[index][1], self.spec_of(index))
 
     def file(self, index):
-        """An image's path below the data folder: its name in figures and captions."""
-        return self.pairs[index][0].relative_to(self.root).as_posix()
+        """An image's path below its data folder, behind its set's name where there are several."""
+        if not self.parts:
+            return self.pairs[index][0].relative_to(self.root).as_posix()
+        label, part, indices = next(row for row in self.ranges() if index in row[2])
+        return f"{label}/{part.file(index - indices.start)}"
 
 
-def open_dataset(args):
-    """The spec that --dataset names and the folder it lies in."""
-    root = Path(args.data_dir or Path("data") / args.dataset)
-    spec = build_spec(args.dataset, root)
-    if spec.note:
-        flags.warn(f"{spec.name}: {spec.note}")
+def open_dataset(args, space=None):
+    """The spec that --dataset names and the folder it lies in; of several sets as one, the first one's folder.
+
+    args: dataset, data_dir, label_space, anomaly_classes; space: the LabelSpace to see it in, None for --label-space's.
+    Raises UserError.
+    """
+    names, roots, shares = zip(*parse_sets(args.dataset, args.data_dir), strict=True)
+    specs = [build_spec(name, root) for name, root in zip(names, roots, strict=True)]
+    for note in dict.fromkeys(f"{spec.name}: {spec.note}" for spec in specs if spec.note):
+        flags.warn(note)
+    if space is None and (len(specs) > 1 or args.label_space != "own"):
+        space = build_space(args.label_space, specs)
+    if space is not None:
+        specs = [translate(spec, space) for spec in specs]
     if held_out := flags.names(args.anomaly_classes):
-        spec = hold_out(spec, held_out)
-    return spec, root
+        specs = [hold_out(spec, held_out) for spec in specs]
+    return specs[0] if len(specs) == 1 else join(specs, roots, shares), roots[0]
 
 
 def open_split(spec, root, split, limit=0):
-    """List a split's pairs (nothing is decoded); limit: the first N of them, 0 for all."""
+    """List a split's pairs (nothing is decoded); limit: the first N of them, of each set, 0 for all."""
+    if spec.parts:
+        parts = tuple(open_split(part.spec, part.root, split, limit) for part in spec.parts)
+        return Split(split, spec, Path(root), [pair for part in parts for pair in part.pairs], parts)
     pairs = find_pairs(spec, root, split)
     return Split(split, spec.of_split(split), Path(root), pairs[:limit] if limit else pairs)
+
+
+def read_sized(split, index, geometry):
+    """A pair at the size that examples are cut from: PIL image, target (h, w) uint8.
+
+    The same as `geometry.bring(*split.read(index))`, but the image is resized while the processor's cache holds it.
+    """
+    if type(split).read is not Split.read:  # a split of another kind, which knows itself what it shows
+        return geometry.bring(*split.read(index))
+    image_path, mask_path = split.pairs[index]
+    image = read_image(image_path)
+    shape = image.height, image.width
+    image, target = geometry.bring_image(image), read_target(mask_path, split.spec_of(index))
+    if target.shape != shape:  # an EXIF orientation, or an error
+        return geometry.bring(*split.read(index))
+    return image, geometry.bring_target(target, image)
+
+
+def cache_of(split, geometry, training):
+    """The split's cache where it holds what these batches need, else None."""
+    cache = split.cache
+    fits = cache and cache.form == geometry.form(training) and cache.pairs == split.pairs
+    return cache if fits and type(split).read is Split.read else None
 
 
 class TrainingPairs(Dataset):
@@ -403,9 +463,15 @@ class TrainingPairs(Dataset):
 
     def __init__(self, split, geometry, outliers=None):
         self.split, self.geometry, self.outliers = split, geometry, outliers
+        self.cache = cache_of(split, geometry, training=True)
+
+    def cut(self, ticket):
+        """The ticket's example as arrays, views of the cache where there is one; without pastes."""
+        stored = self.cache.read(ticket.index) if self.cache else read_sized(self.split, ticket.index, self.geometry)
+        return self.geometry.cut_box(*stored, ticket)
 
     def __getitem__(self, ticket):
-        image, target = self.geometry.cut(*self.split.read(ticket.index), ticket)
+        image, target = to_tensors(self.cut(ticket))
         for paste in ticket.pastes:
             self.outliers.paste(image, target, paste)
         return image, target
@@ -416,18 +482,26 @@ class EvaluationPairs(Dataset):
 
     def __init__(self, split, geometry):
         self.split, self.geometry = split, geometry
+        self.cache = cache_of(split, geometry, training=False)
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, index):
+        return index, *to_tensors(self.cache.read(index) if self.cache else self.read(index))
+
+    def read(self, index):
+        """What is read without a cache, and what a cache holds: image at the network's size, target at its own."""
         image, target = self.split.read(index)
-        return index, self.geometry.resize(image), torch.from_numpy(np.array(target))
+        return self.geometry.bring_image(image), target
 
 
 def training_batches(split, geometry, batches, workers=0, pin_memory=False, outliers=None):
     """Read batches of tickets: yields images (N, h, w, 3) uint8, targets (N, h, w) uint8."""
-    return _checked(_loader(TrainingPairs(split, geometry, outliers), batches, workers, pin_memory, None))
+    pairs = TrainingPairs(split, geometry, outliers)
+    if pairs.cache and not outliers:
+        return _read_ahead(lambda batch: _stack_pairs(map(pairs.cut, batch)), batches, workers, pin_memory)
+    return _checked(_loader(pairs, batches, workers, pin_memory, None))
 
 
 def evaluation_batches(split, geometry, batch_size, workers=0, pin_memory=False, indices=None):
@@ -438,12 +512,26 @@ def evaluation_batches(split, geometry, batch_size, workers=0, pin_memory=False,
     indices = list(range(len(split)) if indices is None else indices)
     size = batch_size if geometry.crop is None else 1
     batches = [indices[i : i + size] for i in range(0, len(indices), size)]
-    return _checked(_loader(EvaluationPairs(split, geometry), batches, workers, pin_memory, _stack_images))
+    pairs = EvaluationPairs(split, geometry)
+    if pairs.cache:
+        return _read_ahead(lambda batch: _stack_images(map(pairs.__getitem__, batch)), batches, workers, pin_memory)
+    return _checked(_loader(pairs, batches, workers, pin_memory, _stack_images))
 
 
 def _stack_images(examples):
     indices, images, targets = zip(*examples, strict=True)
-    return list(indices), torch.stack(images), list(targets)
+    return list(indices), torch.from_numpy(np.stack(images)), list(targets)
+
+
+def _stack_pairs(examples):
+    return [torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True)]
+
+
+def _pin(part):
+    """Every tensor in lists of lists in page-locked memory."""
+    if isinstance(part, (list, tuple)):
+        return [_pin(one) for one in part]
+    return part.pin_memory() if isinstance(part, torch.Tensor) else part
 
 
 def _loader(dataset, batches, workers, pin_memory, collate):
@@ -456,6 +544,29 @@ def _loader(dataset, batches, workers, pin_memory, collate):
         collate_fn=collate,
         generator=torch.Generator(),
     )
+
+
+def _read_ahead(read, batches, workers, pin_memory):
+    """What a DataLoader yields, by as many threads: out of a cache there is nothing to compute, only to copy.
+
+    Processes would copy every batch twice more on its way through shared memory.
+    read: makes a batch, by numpy alone: torch starts a team of threads in every thread that calls it.
+    """
+
+    def make(batch):
+        return _pin(read(batch)) if pin_memory else read(batch)
+
+    if not workers:
+        yield from map(make, batches)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        for batch in batches:
+            waiting.append(pool.submit(make, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _checked(loader):

@@ -14,11 +14,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data import count_values, label_error, likely_cause, match_size, read_image, read_labels, starts_at_one
+from data import (
+    count_runs,
+    find_runs,
+    hidden_fault,
+    label_error,
+    likely_cause,
+    match_size,
+    read_image,
+    read_labels,
+    starts_at_one,
+)
 from data_specs import UNKNOWN, VOID
 from flags import UserError, warn
 
 ORIENTATION = 0x0112  # the EXIF tag
+COUNTERS = ("values", "sizes", "unknown_values")  # what adds up over several sets
 
 
 @dataclass
@@ -39,11 +50,13 @@ class Audit:
     sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
     void: int = 0
     anomaly: int = 0
-    unknown: dict = field(default_factory=dict)  # file -> {undeclared mask value: pixels}
+    unknown: dict = field(default_factory=dict)  # file -> its pixels of undeclared mask values
+    unknown_values: Counter = field(default_factory=Counter)  # undeclared mask value -> pixels, over all files
     faulty_values: Counter = field(default_factory=Counter)  # all mask values of those files -> pixels
     anomaly_values: Counter = field(default_factory=Counter)  # all mask values of files that hold an anomaly -> pixels
     broken: dict = field(default_factory=dict)  # file -> the error's text
     rotated: list = field(default_factory=list)  # files with an EXIF orientation
+    parts: list = field(default_factory=list)  # of several sets: the Audit of each
 
     @property
     def counts(self):
@@ -60,14 +73,6 @@ class Audit:
         """Names of the classes that hold no pixel."""
         return [name for name, n in zip(self.split.spec.classes, self.counts, strict=True) if not n]
 
-    @property
-    def unknown_values(self):
-        """Undeclared mask value -> pixels, over all files."""
-        total = Counter()
-        for values in self.unknown.values():
-            total.update(values)
-        return total
-
     def error(self):
         """The first fault as UserError, or None."""
         fault = self.fault()
@@ -75,6 +80,8 @@ class Audit:
 
     def fault(self):
         """The first fault as (cause as the doctor names it, UserError), or None."""
+        if self.parts:
+            return next(filter(None, (part.fault() for part in self.parts)), None)
         if self.broken:
             first = next(iter(self.broken.values()))
             what, _, remedy = first.rpartition("; ")
@@ -94,21 +101,69 @@ class Audit:
         if not self.counts.any():
             what = f"no labelled pixel in split {self.split.name}"
             return "no_labels", UserError(what, remedy="all masks are void; fix the masks")
-        return None
+        return self._hidden_fault()
+
+    def _hidden_fault(self):
+        """Masks in another coding though every value is declared, as (cause, UserError), or None."""
+        found = hidden_fault(self.values, len(self.split), self.split.spec)
+        if found is None:
+            return None
+        cause, words, remedy = found
+        shown, more = ", ".join(map(str, sorted(self.values)[:4])), " …" if len(self.values) > 4 else ""
+        what = f"values {shown}{more} in split {self.split.name} of {self.split.spec.name}"
+        return cause, UserError(what, self.split.pairs[0][1].parent, f"{words}: {remedy}")
 
 
-def audit(split, grid, progress=None):
+def audit(split, grid, progress=None, images=True):
     """Read all pairs of a split; a broken file is noted, not raised.
 
     grid: (rows, columns) of the shrunken targets (nearest, pixel centres). progress: called with the pairs done.
+    images: whether to read them, too; without, only what the masks say is known, in a fraction of the time.
     """
+    if split.parts:
+        parts = [audit(part, grid, _counted_on(progress, one), images) for _, part, one in split.ranges()]
+        return join(parts, split)
     result = _empty(split, grid)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, pair in enumerate(pool.map(lambda i: _read(split, i, grid), range(len(split)))):
+        for index, pair in enumerate(pool.map(lambda i: _read(split, i, grid, images), range(len(split)))):
             _add(result, index, pair)
             if progress:
                 progress(index + 1)
     return result
+
+
+def _counted_on(progress, indices):
+    """The progress of a part of a split, counted on from the parts before it."""
+    return progress and (lambda done: progress(indices.start + done))
+
+
+def join(parts, split):
+    """The audits of several sets as the one of `split`, which holds their pairs one after the other.
+
+    Mask values mean something else in each set: the joint counters of values say only how many pixels were read.
+    """
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("grids", "image_counts", "places", "image_sizes")
+    }
+    counters = {name: sum((getattr(part, name) for part in parts), Counter()) for name in COUNTERS}
+    files = {name: {k: v for part in parts for k, v in getattr(part, name).items()} for name in ("unknown", "broken")}
+    void, anomaly = (sum(getattr(part, name) for part in parts) for name in ("void", "anomaly"))
+    rotated = [file for part in parts for file in part.rotated]
+    return Audit(split, **arrays, **counters, **files, void=void, anomaly=anomaly, rotated=rotated, parts=parts)
+
+
+def unmapped_shares(audit):
+    """{class that the label space has no place for: its share of the pixels of the set's masks}, the largest first."""
+    pixels = Counter()
+    for code, name in audit.split.spec.unmapped.items():
+        pixels[name] += audit.values[code]
+    return {name: count / max(1, audit.pixels) for name, count in pixels.most_common()}
+
+
+def shrink(target, grid):
+    """A target (H, W) uint8 on the grid (rows, columns), nearest, pixel centres."""
+    return np.asarray(Image.fromarray(target).resize(grid[::-1], Image.Resampling.NEAREST))
 
 
 def _empty(split, grid):
@@ -122,39 +177,60 @@ def _empty(split, grid):
     )
 
 
-def class_places(target, counts):
-    """A pixel of each class in a target (H, W) uint8: in its pixels' median row, the middle one.
+def class_places(runs, shape, classes):
+    """A pixel of each class in a target of `shape` (H, W): in its pixels' median row, the middle one.
 
-    counts: (C,) int, pixels of each class. Returns the pixels' centres, (C, 2) float32, row and column in [0, 1]; -1
-    where the class is absent.
+    runs: (train ids, starts, lengths), each (runs,), of the target in reading order. Returns the pixels' centres,
+    (classes, 2) float32, row and column in [0, 1]; -1 where the class is absent.
     """
-    width, ends = target.shape[1], np.cumsum(counts)
-    pixels = np.argsort(target, axis=None, kind="stable")  # class by class, each in reading order
-    places = np.full((len(counts), 2), -1, np.float32)
-    for train_id in np.flatnonzero(counts):
-        own = pixels[ends[train_id] - counts[train_id] : ends[train_id]]
-        row = own[len(own) // 2] // width
-        first, after = np.searchsorted(own, (row * width, (row + 1) * width))
-        column = own[(first + after) // 2] % width
-        places[train_id] = (row + 0.5) / target.shape[0], (column + 0.5) / width
+    train_ids, starts, lengths = runs
+    places = np.full((classes, 2), -1, np.float32)
+    order = np.argsort(train_ids, kind="stable")  # class by class, each in reading order
+    ends = np.searchsorted(train_ids[order], np.arange(classes + 1))
+    for train_id in np.flatnonzero(np.diff(ends)):
+        own = order[ends[train_id] : ends[train_id + 1]]
+        row, column = _middle(starts[own], lengths[own], shape[1])
+        places[train_id] = (row + 0.5) / shape[0], (column + 0.5) / shape[1]
     return places
 
 
-def _read(split, index, grid):
+def _middle(starts, lengths, width):
+    """(row, column) of the middle pixel in the median row of a class's runs, in reading order."""
+    before = np.cumsum(lengths) - lengths  # pixels of the class before each run
+
+    def place(rank):
+        run = np.searchsorted(before, rank, side="right") - 1
+        return int(starts[run] + rank - before[run])
+
+    def rank_of(position):
+        run = max(np.searchsorted(starts, position, side="right") - 1, 0)
+        return int(before[run] + np.clip(position - starts[run], 0, lengths[run]))
+
+    row = place(int(lengths.sum()) // 2) // width
+    return row, place((rank_of(row * width) + rank_of((row + 1) * width)) // 2) % width
+
+
+def _read(split, index, grid, images):
     """Everything the audit wants of one pair, or the error's text."""
     image_path, mask_path = split.pairs[index]
+    spec, rotated = split.spec_of(index), False
     try:
-        image = read_image(image_path)
-        target, values = read_labels(mask_path, split.spec)
-        match_size(image, target.shape, image_path)
+        if images:
+            image = read_image(image_path)
+            rotated = image.getexif().get(ORIENTATION, 1) != 1
+        target, values = read_labels(mask_path, spec)
+        if images:
+            match_size(image, target.shape, image_path)
     except UserError as error:
         return str(error)
-    rotated = image.getexif().get(ORIENTATION, 1) != 1
-    shrunken = Image.fromarray(target).resize(grid[::-1], Image.Resampling.NEAREST)
-    counts = np.bincount(target.ravel(), minlength=256)
-    unknown = count_values(values[target == UNKNOWN]) if counts[UNKNOWN] else {}
-    places = class_places(target, counts[: split.spec.num_classes])
-    return target.shape, counts, places, count_values(values), unknown, np.asarray(shrunken), rotated
+    flat = values.ravel()
+    starts, lengths = find_runs(flat)
+    codes, train_ids = flat[starts], target.ravel()[starts]
+    counts = np.bincount(train_ids, lengths, minlength=256).astype(np.int64)
+    strange = train_ids == UNKNOWN
+    unknown = count_runs(codes[strange], lengths[strange])
+    places = class_places((train_ids, starts, lengths), target.shape, split.spec.num_classes)
+    return target.shape, counts, places, count_runs(codes, lengths), unknown, shrink(target, grid), rotated
 
 
 def _add(result, index, pair):
@@ -173,7 +249,8 @@ def _add(result, index, pair):
     result.values.update(values)
     result.sizes[size] += 1
     if unknown:
-        result.unknown[str(mask_path)] = unknown
+        result.unknown[str(mask_path)] = sum(unknown.values())
+        result.unknown_values.update(unknown)
         result.faulty_values.update(values)
     if rotated:
         result.rotated.append(str(image_path))

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 import data_audit
 import flags
-from data import Split, read_pair
+from data import Split
+from data_spaces import parse_sets
 from data_specs import build_spec, find_pairs, recognise
 from flags import UserError
 
@@ -242,7 +243,7 @@ class Outliers:
 
     def read(self, found):
         """An object as PIL images: its box in colours, and its mask 0 or 255."""
-        image, target = read_pair(*self.split.pairs[found.index], self.split.spec)
+        image, target = self.split.read(found.index)
         mask = Image.fromarray(((target == found.train_id) * 255).astype(np.uint8))
         return image.crop(found.box), mask.crop(found.box)
 
@@ -309,10 +310,10 @@ def find_objects(split, chosen):
     return found
 
 
-def open_outliers(args, spec, root):
+def open_outliers(args, spec):
     """What --outliers, --outlier-classes and --paste describe: (Outliers or None, lines that say what is pasted).
 
-    spec: of the training set, held-out classes taken out; root: its folder.
+    args: the flags of training, its data set's among them; spec: of the training set, held-out classes taken out.
     By default no class is pasted whose name overlaps with any of the training set's, the held-out ones among them: what
     is to be found as unknown later must not be taught now.
     Raises UserError for a folder that holds no known data set, or the training set itself, for classes or options that
@@ -324,11 +325,12 @@ def open_outliers(args, spec, root):
     options = parse_paste(args.paste)
     if args.outliers == SHAPES:
         return Outliers([], None, spec.num_classes, options), ["outliers: made-up shapes"]
-    if Path(args.outliers).resolve() == Path(root).resolve():
+    sets = parse_sets(args.dataset, args.data_dir)
+    if Path(args.outliers).resolve() in {folder.resolve() for _, folder, _ in sets}:
         raise UserError("the training set itself", "--outliers", "its other splits are evaluated on; name another set")
     other = replace(recognise(args.outliers), cut=())  # all its images: none of them is evaluated on
-    known = build_spec(args.dataset, root).classes
-    held_out = [name for name in known if name not in spec.classes]
+    known = list(dict.fromkeys(name for one, folder, _ in sets for name in build_spec(one, folder).classes))
+    held_out = flags.names(args.anomaly_classes)
     chosen, left = choose_classes(other, flags.names(args.outlier_classes), known, held_out)
     pairs = {pair for name in other.splits for pair in find_pairs(other, args.outliers, name)}
     split = Split("outliers", other, Path(args.outliers), sorted(pairs))

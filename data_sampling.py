@@ -4,6 +4,7 @@ Drawn as tickets in the main process from the generator given, so that the same 
 What is rare comes from the audit of the training split.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +125,68 @@ class Sampling:
         sizes = self.geometry.network_size(*self.audit.image_sizes[image].tolist())
         box = zip(place.tolist(), sizes, self.geometry.crop, (down, across), strict=True)
         return Ticket(image, *(start_around(*side) for side in box))
+
+
+class MixedSampling:
+    """The draw of an epoch's tickets from several sets, each batch mixed in proportion.
+
+    samplings: [`Sampling` of each set, without outliers], whose images follow one another; shares: of every batch, one
+    a set, in any unit. An epoch has as many tickets as all sets have images; of a set that it shows more often than
+    it has images, draw follows draw, each complete but the last.
+    """
+
+    def __init__(self, samplings, shares, outliers=None):
+        self.samplings, self.outliers = samplings, outliers
+        self.shares = [share / sum(shares) for share in shares]
+        self.images = sum(sampling.images for sampling in samplings)
+
+    def draw(self, order, batch_size):
+        """One epoch's batches of tickets, from the generator `order`; within a batch the sets are shuffled."""
+        turns = take_turns(self.shares, self.images)
+        streams, first = [], 0
+        for number, sampling in enumerate(self.samplings):
+            streams.append(iter(self.draw_part(sampling, turns.count(number), first, order)))
+            first += sampling.images
+        tickets = [next(streams[number]) for number in turns]
+        if self.outliers:
+            tickets = self.outliers.add_pastes(tickets, order)
+        batches = batch_tickets(tickets, batch_size)
+        return [[batch[i] for i in torch.randperm(len(batch), generator=order).tolist()] for batch in batches]
+
+    def draw_part(self, sampling, count, first, order):
+        """`count` tickets of one set, its indices counted from `first`."""
+        tickets = []
+        while len(tickets) < count:
+            tickets += itertools.chain(*sampling.draw(order, sampling.images))
+        return [ticket._replace(index=first + ticket.index) for ticket in tickets[:count]]
+
+
+def take_turns(shares, count):
+    """Which of several takes each of `count` turns: a list of numbers, so that after any number of turns each has had
+    its share, to less than one turn where there are two. shares: add up to 1.
+
+    Each turn goes to whoever is furthest behind its share.
+    """
+    taken, turns = [0] * len(shares), []
+    for turn in range(1, count + 1):
+        behind = [share * turn - had for share, had in zip(shares, taken, strict=True)]
+        turns.append(behind.index(max(behind)))
+        taken[turns[-1]] += 1
+    return turns
+
+
+def build_sampling(text, audit, geometry, outliers=None):
+    """What draws the tickets of --sampling for a training split: of one set, or of several in their shares.
+
+    audit: of the split, `parts` of it one a set. Raises UserError as `parse_sampling`.
+    """
+    kind, options = parse_sampling(text, geometry.crop)
+    if not audit.parts:
+        return Sampling(kind, options, audit, geometry, outliers)
+    shares = [part.share for part in audit.split.spec.parts]
+    if None in shares:
+        shares = [len(part.split) for part in audit.parts]
+    return MixedSampling([Sampling(kind, options, part, geometry) for part in audit.parts], shares, outliers)
 
 
 def images_with(image_counts, train_id):

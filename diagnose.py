@@ -110,11 +110,7 @@ class Patient:
         """The flags that choose the data set: the checkpoint's own, in the folder that was given or noted."""
         if not self.config:
             return self.args
-        return Namespace(
-            dataset=self.content["data"]["dataset"],
-            data_dir=self.args.data_dir or self.config.data_dir,
-            anomaly_classes=getattr(self.config, "anomaly_classes", ""),
-        )
+        return engine.trained_on(self.content, self.args.data_dir)
 
     @property
     def title(self):
@@ -200,7 +196,8 @@ class Patient:
         """What was pasted into the checkpoint's training images, into every one here; None where nothing was."""
         if getattr(self.config, "outliers", "none") == "none":
             return None
-        outliers, _ = data_outliers.open_outliers(self.config, self.spec, self.splits["train"].root)
+        where = Namespace(**{**vars(self.config), **vars(self._where())})
+        outliers, _ = data_outliers.open_outliers(where, self.spec)
         outliers.options["chance"] = 1.0
         return outliers
 
@@ -222,8 +219,11 @@ class Patient:
 
 def open_test(spec, root, limit):
     """The test split, or None: a set without one is no fault, nor one with too few images to cut one from."""
-    parts = spec.splits.get("test", ())
-    if "test" not in spec.cut and not (parts and all((Path(root) / part).is_dir() for part in parts)):
+    if spec.parts:
+        there = all(open_test(part.spec, part.root, limit) for part in spec.parts)
+        return data.open_split(spec, root, "test", limit) if there else None
+    folders = [folder for part in data.by_condition(spec) for folder in part.splits.get("test", ())]
+    if "test" not in spec.cut and not (folders and all((Path(root) / folder).is_dir() for folder in folders)):
         return None
     try:
         return data.open_split(spec, root, "test", limit)
@@ -253,7 +253,7 @@ PROBES = {
     "files": Probe("data", "", 5, lambda p: [probes.audit_files(p.audits)]),
     "classes": Probe("data", "", 0.1, lambda p: [probes.class_distribution(p.clean_audits)]),
     "layout_floor": Probe("data", "", 0.2, lambda p: [probes.layout_floor(p.clean_audits, "val")]),
-    "mask_values": Probe("data", "", 5, lambda p: [probes.mask_values(p.audits, p.surveys)]),
+    "mask_values": Probe("data", "", 5, lambda p: [mask_values(p)]),
     "mask_borders": Probe("data", "", 0.2, lambda p: [probes.mask_borders(p.surveys)]),
     "images": Probe("data", "", 0.2, lambda p: [probes.odd_images(p.surveys)]),
     "duplicates": Probe("data", "", 1, lambda p: [probes.duplicates(p.surveys)]),
@@ -328,6 +328,13 @@ def check_flags(args, given, names):
         useless |= dict.fromkeys(("mean", "std", "channel_order"), "it goes with --model-from")
     for name in sorted(useless.keys() & given):
         raise UserError(f"--{name.replace('_', '-')} would change nothing", remedy=useless[name])
+
+
+def mask_values(patient):
+    """Do the masks hold class numbers, in the coding of their set?"""
+    if patient.spec.parts:
+        raise UserError("several sets, each with a coding of its own", remedy="examine one: --data --dataset NAME")
+    return probes.mask_values(patient.audits, patient.surveys)
 
 
 def untrained(patient):
@@ -446,15 +453,22 @@ def run_probes(patient, names):
     return findings
 
 
+def find_set(text):
+    """The folder and spec that --cross-dataset names: a folder that holds a set, or a set by name in data/NAME."""
+    if Path(text).is_dir() or data.parse_name(text)[0] not in data.DATASETS:
+        return Path(text), data.recognise(text)
+    folder = Path("data") / data.parse_name(text)[0]
+    return folder, data.build_spec(text, folder)
+
+
 def cross(patient):
     """The findings of --cross-dataset: the checkpoint's own set first, then the others."""
     own = patient.splits["val"]
     sets = {f"{patient.spec.name}, its own": (own, patient.clean_audits["train"].grids)}
     for text in flags.names(patient.args.cross_dataset):
-        folder = Path("data") / text if text in data.DATASETS else Path(text)
-        if folder.resolve() == own.root.resolve():
+        folder, spec = find_set(text)
+        if folder.resolve() == own.root.resolve() and not own.parts:
             continue
-        spec = data.recognise(folder)
         splits = {name: data.open_split(spec, folder, name, patient.args.limit) for name in ("train", "val")}
         audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
         data_audit.require_clean(audits.values())

@@ -24,12 +24,16 @@ from engine_evaluate import (  # noqa: F401  the front of its parts
     apply_prediction_flags,
     check_classes,
     evaluate,
+    evaluate_sets,
     feature_statistics,
     layout_map_of,
     load_predictor,
     predict,
     predict_image,
     predictions,
+    space_of,
+    together,
+    trained_on,
 )
 from engine_optim import Schedule, add_optim_flags, build_optimizer  # noqa: F401
 from engine_scores import ALARM_RATES, alarm_thresholds, collect_statistics, count_known  # noqa: F401
@@ -126,15 +130,15 @@ def gather(value):
     return everyone
 
 
-def open_dataset(args):
-    """The spec and folder of --dataset; the embedded streets are rendered where they are missing."""
-    spec, root = data.open_dataset(args)
-    if spec.name == "streets" and not root.exists():
-        if local_rank() == 0:
-            print(f"rendering the embedded scenes into {root}")
-            synthetic.write_streets(root)
-        gather(None)  # wait for it
-    return spec, root
+def open_dataset(args, space=None):
+    """`data.open_dataset`; the embedded streets are rendered where they are missing."""
+    for name, root, _ in data.parse_sets(args.dataset, args.data_dir):
+        if name == "streets" and not root.exists():
+            if local_rank() == 0:
+                print(f"rendering the embedded scenes into {root}")
+                synthetic.write_streets(root)
+            gather(None)  # wait for it
+    return data.open_dataset(args, space)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

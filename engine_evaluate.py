@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import anomaly
 import checkpoint
 import data
+import flags
 import metrics
 from flags import UserError
 
@@ -311,11 +312,16 @@ def predict(answer, size, target=None, scores=(), statistics=None):
 
 @dataclass
 class Totals:
-    """Counts over a set of images; `merge` of the parts equals the whole. `images`: index -> (3, C) counts of one."""
+    """Counts over a set of images; `merge` of the parts equals the whole. `images`: index -> (3, C) counts of one.
+
+    classes: the ids that the set labels, the only ones that have an IoU; None for all.
+    """
 
     num_classes: int
     confusion: torch.Tensor = None
     floor: torch.Tensor = None  # the layout map's confusion
+    own_floor: torch.Tensor = None  # that of the set's own layout map
+    classes: list | None = None
     images: dict = field(default_factory=dict)
     nll: dict = field(default_factory=dict)  # index -> (nats, pixels)
     pixels: int = 0
@@ -333,17 +339,19 @@ class Totals:
         shape = (self.num_classes, self.num_classes)
         self.confusion = torch.zeros(shape, dtype=torch.int64)
         self.floor = torch.zeros(shape, dtype=torch.int64)
+        self.own_floor = torch.zeros(shape, dtype=torch.int64)
 
-    def add(self, index, target, found, layout_map=None):
-        """Count one image: target (H, W) uint8 tensor, its Prediction, the layout map of the floor."""
+    def add(self, index, target, found, layout_map=None, own_map=None):
+        """Count one image: target (H, W) uint8 tensor, its Prediction, the layout maps of the floors."""
         confusion = metrics.confusion_matrix(found.labels, target, self.num_classes)
         self.confusion += confusion
         self.images[index] = metrics.image_counts(confusion)
         self.nll[index] = (found.nll, found.pixels)
         self.pixels += target.numel()
-        if layout_map is not None:
-            guess = torch.from_numpy(metrics.resize_map(layout_map, tuple(target.shape)))
-            self.floor += metrics.confusion_matrix(guess, target, self.num_classes)
+        for counts, guess in ((self.floor, layout_map), (self.own_floor, own_map)):
+            if guess is not None:
+                guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
+                counts += metrics.confusion_matrix(guess, target, self.num_classes)
 
     def add_details(self, index, target, found):
         """Count what only a full evaluation wants: boundaries, calibration, anomaly scores."""
@@ -379,6 +387,9 @@ class Totals:
         """Add another part's counts."""
         self.confusion += other.confusion
         self.floor += other.floor
+        self.own_floor += other.own_floor
+        if self.classes is not None:
+            self.classes = None if other.classes is None else sorted({*self.classes, *other.classes})
         self.images.update(other.images)
         self.nll.update(other.nll)
         self.pixels += other.pixels
@@ -397,11 +408,25 @@ class Totals:
 
     def scores(self):
         """metrics.segmentation_scores of the whole."""
-        return metrics.segmentation_scores(self.confusion)
+        return metrics.segmentation_scores(self.confusion, self.classes)
+
+    def image_counts(self):
+        """(N, 3, C) int64: `images` in the order of their indices, of the classes that have an IoU."""
+        return self.of_classes(torch.stack([self.images[index] for index in sorted(self.images)]))
+
+    def of_classes(self, counts):
+        """Counts (..., C) with those of other classes 0, as if they did not occur."""
+        if self.classes is None or not torch.is_tensor(counts):
+            return counts
+        return counts * torch.isin(torch.arange(self.num_classes), torch.tensor(self.classes, dtype=torch.int64))
 
     def layout_floor(self):
         """mIoU of the layout map, None without one."""
-        return metrics.segmentation_scores(self.floor)["miou"] if self.floor.any() else None
+        return metrics.segmentation_scores(self.floor, self.classes)["miou"] if self.floor.any() else None
+
+    def own_layout_floor(self):
+        """mIoU of the evaluated set's own layout map, None without one."""
+        return metrics.segmentation_scores(self.own_floor, self.classes)["miou"] if self.own_floor.any() else None
 
     def loss(self):
         """Mean -log p(target), nats per pixel; None without a labelled pixel."""
@@ -447,21 +472,58 @@ def predictions(predictor, split, *, batch_size=8, workers=0, indices=None, scor
             yield index, target, predict(one, tuple(target.shape), wanted, scores, predictor.statistics)
 
 
-def evaluate(predictor, split, *, layout_map=None, scores=None, alarms=None, observe=None, **options):
-    """Predict a split and count.
+def evaluate(
+    predictor, split, *, layout_map=None, own_map=None, scores=None, alarms=None, observe=None, spec=None, **options
+):
+    """Predict a split and count, in the way its spec (or `spec`, of the set that all indices belong to) asks for: see
+    `data.declared_classes`, `data.answer_table`.
 
+    layout_map, own_map: of the training set and of the evaluated set, for the floors.
     scores: anomaly scores to compute, in which case boundaries and calibration are counted too; None: the confusion and
     loss only. alarms: {score: threshold}, to count what they raise. observe(done, totals, index, target, prediction):
     called after each image. options: `predictions`' batch_size, workers, indices, change.
     """
-    totals = Totals(predictor.num_classes, alarms=alarms or {})
+    spec = spec or split.spec
+    totals = Totals(predictor.num_classes, classes=data.declared_classes(spec), alarms=alarms or {})
+    table = data.answer_table(spec)
     for index, target, found in predictions(predictor, split, scores=scores or (), losses=True, **options):
-        totals.add(index, target, found, layout_map)
+        if table is not None:
+            found.labels = torch.from_numpy(table)[found.labels.long()]
+        totals.add(index, target, found, layout_map, own_map)
         if scores is not None:
             totals.add_details(index, target, found)
         if observe:
             observe(len(totals.images), totals, index, target, found)
     return totals
+
+
+def evaluate_sets(predictor, split, *, indices=None, own_maps=None, scores=None, **options):
+    """`evaluate` each set of a split: {its name in figures: Totals}, images counted by their place in the whole split.
+
+    indices: the images to take, None for all. own_maps: {name: its own layout map}. scores: as `evaluate`, but none
+    where a set has no anomaly.
+    """
+    chosen = range(len(split)) if indices is None else indices
+    return {
+        label: evaluate(
+            predictor,
+            split,
+            spec=part.spec,
+            indices=[index for index in chosen if index in own],
+            own_map=(own_maps or {}).get(label),
+            scores=scores if scores is None or part.spec.anomaly else [],
+            **options,
+        )
+        for label, part, own in split.ranges()
+    }
+
+
+def together(parts):
+    """The Totals of several sets as one."""
+    whole = Totals(parts[0].num_classes, classes=[], alarms=parts[0].alarms)
+    for part in parts:
+        whole.merge(part)
+    return whole
 
 
 def load_predictor(path, device):
@@ -483,6 +545,26 @@ def check_classes(spec, content):
         different = sorted(set(spec.classes) ^ set(trained))
         what = f"{spec.name} has {spec.num_classes} classes, the checkpoint {len(trained)}"
         raise UserError(f"{what}, not both: {', '.join(different[:6])}", "--data-dir", "use the set it was trained on")
+
+
+def trained_on(content, data_dir=None):
+    """The flags that choose the data a checkpoint was trained on, in the folders noted there or `data_dir`'s."""
+    config = content["config"]
+    return argparse.Namespace(
+        dataset=config["dataset"],
+        data_dir=data_dir or config["data_dir"],
+        label_space=config.get("label_space", "own"),
+        anomaly_classes=config.get("anomaly_classes", ""),
+    )
+
+
+def space_of(content):
+    """The classes a checkpoint was trained in, as a LabelSpace for other sets; what was held out comes last."""
+    config, about = content["config"], content["data"]
+    held_out = flags.names(config.get("anomaly_classes", ""))
+    palette = [tuple(colour) for colour in about["palette"]] + [(255, 255, 255)] * len(held_out)
+    merged = data.MERGED.get(config.get("label_space", "own"), {})
+    return data.LabelSpace((*about["classes"], *held_out), tuple(palette), merged)
 
 
 def layout_map_of(content):

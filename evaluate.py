@@ -5,17 +5,18 @@
     python evaluate.py --ckpt best.pth --tta flip --scales 0.75,1,1.25   averaged over six views of each image
     python evaluate.py --ckpt best.pth --features                    also what each stage of the network sees
     python evaluate.py --ckpt best.pth --dataset road_anomaly --data-dir DIR   anomalies of another set
+    python evaluate.py --ckpt best.pth --dataset camvid,acdc/fog,bdd100k       one row a set, in the model's classes
 
 Every figure is a fraction. mIoU stands beside the layout floor: what a predictor gets that never opens the image.
 """
 
+import itertools
 import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import data
 import data_audit
@@ -24,6 +25,7 @@ import evaluate_anomaly
 import flags
 import metrics
 import report
+from flags import UserError
 
 WORST = CONFUSIONS = 10  # named in report and JSON; three of each on the terminal
 FEATURE_IMAGES, FEATURE_CHANNELS = 6, 8  # images behind the figures of a stage where no panel is drawn; channels drawn
@@ -34,13 +36,19 @@ def build_parser():
     parser = flags.Parser(__doc__)
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split")
-    parser.add_argument("--dataset", choices=data.DATASETS, help="the data set; empty: the one of the run")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data lies; empty: where the run found it")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME,...",
+        help="other sets, seen in the model's classes by name; acdc/fog: one condition; empty: what the run trained on",
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR,...", help="where they lie; empty: where the run found its own, data/NAME"
+    )
     parser.add_argument("--json", metavar="FILE", help="where the numbers go; empty: OUT/evaluation.json")
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for report and pictures; empty: the checkpoint's own, for another set DATASET below it",
+        help="folder for report and pictures; empty: the checkpoint's own, for other sets DATASET below it",
     )
     parser.add_argument("--panels", type=flags.natural, default=6, help="pictures from worst to best; 0: none")
     parser.add_argument("--features", action="store_true", help="pictures and figures of each stage's maps; off: none")
@@ -54,39 +62,60 @@ def build_parser():
 
 
 def is_other_set(args, content):
-    """Whether --dataset names another set than the checkpoint's own."""
-    return args.dataset not in (None, content["data"]["dataset"])
+    """Whether --dataset names other sets than the checkpoint's own."""
+    return args.dataset is not None and data.run_name(args.dataset) != data.run_name(content["config"]["dataset"])
 
 
 def open_split(args, content):
-    """The split to evaluate: of the checkpoint's own data set, or of --dataset.
-
-    A set that labels anomalies and nothing else is seen with the checkpoint's classes.
-    """
-    about, config = content["data"], content["config"]
-    name, held_out = args.dataset or about["dataset"], config.get("anomaly_classes", "")
-    data_dir = args.data_dir or (None if is_other_set(args, content) else config["data_dir"])
-    known = data.build_spec(name, Path(data_dir or Path("data") / name)).classes
-    if not {*flags.names(held_out)} <= {*known}:  # another set, without these classes
-        held_out = ""
-    spec, root = engine.open_dataset(Namespace(dataset=name, data_dir=data_dir, anomaly_classes=held_out))
-    if not spec.classes:
-        spec = data.adopt_classes(spec, about["classes"], [tuple(colour) for colour in about["palette"]])
-    engine.check_classes(spec, content)
+    """The split to evaluate: of the checkpoint's own data, or of other sets in its classes. Raises UserError."""
+    if not is_other_set(args, content):
+        spec, root = engine.open_dataset(engine.trained_on(content, args.data_dir))
+        engine.check_classes(spec, content)
+        return data.open_split(spec, root, args.split, args.limit)
+    own = engine.trained_on(content)
+    data_dir = args.data_dir
+    if data_dir is None:  # the run's own sets lie where it found them
+        found = {data.parse_name(name)[0]: root for name, root, _ in data.parse_sets(own.dataset, own.data_dir)}
+        wanted = data.parse_sets(args.dataset, None)
+        data_dir = ",".join(str(found.get(data.parse_name(name)[0], root)) for name, root, _ in wanted)
+    where = Namespace(dataset=args.dataset, data_dir=data_dir, anomaly_classes=own.anomaly_classes)
+    spec, root = engine.open_dataset(where, engine.space_of(content))
+    for label, part in [(part.label, part.spec) for part in spec.parts] or [(spec.name, spec)]:
+        if len(data.declared_classes(part)) == 1:
+            only = data.declared_names(part)[0]
+            raise UserError(f"{label} shares only {only} with the model", "--dataset", "there is nothing to tell apart")
     return data.open_split(spec, root, args.split, args.limit)
+
+
+def own_layouts(split, content, limit):
+    """{set: layout map of its own training targets} of the sets that the checkpoint's one map is not made of alone."""
+    own, maps = content["data"]["dataset"], {}
+    for label, part, _ in split.ranges():
+        if part.spec.name == own or "train" not in {*part.spec.splits, *part.spec.cut}:
+            continue
+        try:
+            train = data_audit.audit(data.open_split(part.spec, part.root, "train", limit), metrics.GRID, images=False)
+            if train.error():
+                raise train.error()
+        except UserError as error:
+            flags.warn(f"no floor from {label}'s own layout: {error}")
+            continue
+        maps[label] = metrics.fit_layout(train.grids, part.spec.num_classes).map
+    return maps
 
 
 def check_files(split):
     """Read every pair once before anything is computed. Raises UserError for a damaged file or an undeclared label."""
     found = data_audit.audit(split, metrics.GRID)
-    if found.broken or found.unknown:
-        raise found.error()
+    fault = found.fault()
+    if fault and fault[0] not in ("no_labels", "anomaly_in_training"):  # neither hinders counting
+        raise fault[1]
 
 
 def rate_images(totals):
     """[(mIoU, index)] of all images, the lowest first; those without a labelled pixel come last, with None."""
     order = sorted(totals.images)
-    values, known = metrics.mean_iou(torch.stack([totals.images[index] for index in order]))
+    values, known = metrics.mean_iou(totals.image_counts())
     rated = [(v if k else None, i) for v, k, i in zip(values.tolist(), known.tolist(), order, strict=True)]
     return sorted(rated, key=lambda pair: (pair[0] is None, pair[0] or 0.0, pair[1]))
 
@@ -102,12 +131,23 @@ def pixel_shares(totals):
     return (totals.confusion.sum(1) / totals.confusion.sum().clamp(min=1)).tolist()
 
 
-def summarise(totals, split, content, predictor):
-    """The JSON of an evaluation, every figure a fraction, null where undefined."""
+def safe_figures(totals, spec, classes):
+    """{"safe_miou", "safe_iou": {class: value or null}}; empty where not all of IDD's classes are labelled."""
+    found = metrics.safe_miou(totals.confusion, classes)
+    if found is None or len(data.declared_classes(spec)) < len(classes):
+        return {}
+    return {**found, "safe_iou": dict(zip(classes, found["safe_iou"], strict=True))}
+
+
+def summarise(totals, split, spec, content, predictor):
+    """The JSON of an evaluation, every figure a fraction, null where undefined.
+
+    spec: of the set, or of the several, that totals are of; split: where their images stand.
+    """
     classes = content["data"]["classes"]
     scores = totals.scores()
     order = sorted(totals.images)
-    floor = totals.layout_floor()
+    floors = {"layout_floor": totals.layout_floor(), "own_layout_floor": totals.own_layout_floor()}
     miou = scores["miou"]
     rated = rate_images(totals)
     return {
@@ -115,47 +155,68 @@ def summarise(totals, split, content, predictor):
         "images": len(order),
         "pixels": totals.pixels,
         "miou": miou,
-        "miou_interval": metrics.miou_interval(torch.stack([totals.images[i] for i in order])),
+        "miou_interval": metrics.miou_interval(totals.image_counts()),
         "classes_averaged": scores["classes_averaged"],
         "pixel_accuracy": scores["pixel_accuracy"],
         "mean_accuracy": scores["mean_accuracy"],
         "fwiou": scores["fwiou"],
+        **safe_figures(totals, spec, classes),
         "loss": totals.loss(),
         "iou": dict(zip(classes, scores["iou"], strict=True)),
         "pixel_share": dict(zip(classes, pixel_shares(totals), strict=True)),
         "active_classes": scores["active_classes"],
         "spurious_classes": [classes[i] for i in scores["spurious_classes"]],
-        "layout_floor": floor,
-        "semantic_gain": metrics.semantic_gain(miou, floor),
-        "boundary_iou": metrics.boundary_iou(totals.boundary),
-        "boundary_f1": metrics.boundary_f1(totals.boundary_f1),
+        **floors,
+        "semantic_gain": metrics.semantic_gain(miou, max((f for f in floors.values() if f is not None), default=None)),
+        "boundary_iou": metrics.boundary_iou(totals.of_classes(totals.boundary)),
+        "boundary_f1": metrics.boundary_f1(totals.of_classes(totals.boundary_f1)),
         "ece": totals.calibration.ece(),
         "per_image": {split.file(i): {"miou": value} for value, i in sorted(rated, key=lambda pair: pair[1])},
         "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
         "confusion": totals.confusion.tolist(),
         "confusions": name_confusions(totals.confusion, classes),
         **evaluate_anomaly.summarise(totals, classes),
-        "protocol": protocol(split, content, predictor, totals.alarms),
+        "protocol": protocol(spec, content, predictor, totals.alarms),
     }
 
 
-def protocol(split, content, predictor, alarms=()):
+def summarise_sets(parts, split, content, predictor):
+    """The JSON of one or several sets: of several all together, and below "sets" each by itself."""
+    specs = {label: part.spec for label, part, _ in split.ranges()}
+    whole = engine.together(list(parts.values()))
+    if whole.own_floor.any():  # beside sets with a layout of their own, those whose own is the training set's
+        whole.own_floor += sum(one.floor for one in parts.values() if not one.own_floor.any())
+    result = summarise(whole, split, split.spec, content, predictor)
+    if len(parts) > 1:
+        result["sets"] = {
+            label: summarise(totals, split, specs[label], content, predictor) for label, totals in parts.items()
+        }
+    return whole, result
+
+
+def protocol(spec, content, predictor, alarms=()):
     """How the figures were made, in words, so that they can be compared with others'."""
     geometry = content["data"]["geometry"]
     crop = geometry["crop"]
+    labelled = data.declared_names(spec)
     return {
-        "dataset": split.spec.name,
+        "dataset": spec.name,
+        "label_space": content["config"].get("label_space", "own"),
         "network_size": "full size" if crop else geometry["canvas"],
         "geometry": f"short side {geometry['short_side'] or 'kept'}"
         if crop
         else "stretched to the canvas, antialiased",
         "target_size": "own; logits resized bilinearly",
         "void": "left out",
+        "void_by_name": sorted({*spec.unmapped.values(), *(n for p in spec.parts for n in p.spec.unmapped.values())}),
         "anomaly": "left out of every known-class figure; positive in the anomaly figures",
         "held_out": content["config"].get("anomaly_classes", "") or None,
-        **(evaluate_anomaly.protocol(alarms) if split.spec.anomaly else {}),
+        **(evaluate_anomaly.protocol(alarms) if spec.anomaly else {}),
         "absent_classes": "null, not averaged",
+        "unlabelled_classes": [name for name in spec.classes if name not in labelled],
         "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
+        "own_layout_floor": "layout map of the evaluated set's own training targets, null where that is the same",
+        "semantic_gain": "over the higher of the two floors",
         "boundary": "2 % of the image diagonal",
         "interval": "95 %, bootstrap over images",
         "scales": list(predictor.scales),
@@ -241,12 +302,19 @@ def print_summary(result, split):
     if result["miou"] is None:
         print(f"{result['images']} images of {split.name}: no labelled pixel, no mIoU")
     else:
+        own = "" if result["own_layout_floor"] is None else f" (of its own layout {result['own_layout_floor']:.3f})"
         interval = "" if result["miou_interval"] is None else " [{:.3f}, {:.3f}]".format(*result["miou_interval"])
         print(
             f"{split.name} mIoU {result['miou']:.3f}{interval} over {result['classes_averaged']} classes, layout floor "
-            f"{shown(result['layout_floor'])}, semantic gain {shown(result['semantic_gain'])}, pixel accuracy "
+            f"{shown(result['layout_floor'])}{own}, semantic gain {shown(result['semantic_gain'])}, pixel accuracy "
             f"{shown(result['pixel_accuracy'])}"
         )
+    if "safe_miou" in result:
+        print(
+            f"safe mIoU {shown(result['safe_miou'])}: mIoU less a penalty for what is taken for road users, or they for"
+        )
+    if "sets" in result:
+        print(report.sets_table(result))
     worst = [f"{row['file']} {row['miou']:.3f}" for row in result["worst_images"][:3]]
     if worst:
         print(f"worst images by mIoU: {', '.join(worst)}")
@@ -260,20 +328,23 @@ def shown(value):
 
 
 def compute(args, predictor, content, split, scores):
-    """Totals of the split, with a line of progress."""
+    """{set: Totals} of the split, with a line of progress."""
     progress = report.Progress(len(split), f"evaluate {split.name}", "images")
-    totals = engine.evaluate(
+    own_maps = own_layouts(split, content, args.limit)
+    done = itertools.count(1)
+    parts = engine.evaluate_sets(
         predictor,
         split,
         batch_size=args.batch_size,
         workers=args.workers,
         layout_map=engine.layout_map_of(content),
+        own_maps=own_maps,
         scores=scores,
         alarms=evaluate_anomaly.thresholds(content),
-        observe=lambda done, *_: progress.update(done),
+        observe=lambda *_: progress.update(next(done)),
     )
     progress.close()
-    return totals
+    return parts
 
 
 def report_title(split, content):
@@ -298,14 +369,17 @@ def main():
     split = open_split(args, content)
     check_files(split)
     scores = evaluate_anomaly.choose_scores(args, predictor, split)
-    totals = compute(args, predictor, content, split, scores)
-    result = summarise(totals, split, content, predictor)
+    parts = compute(args, predictor, content, split, scores)
+    totals, result = summarise_sets(parts, split, content, predictor)
     if args.components and result["anomaly"]:
         evaluate_anomaly.add_components(result, args, predictor, split)
     own = Path(args.ckpt).parent
-    out = Path(args.out or (own / args.dataset if is_other_set(args, content) else own))
+    out = Path(args.out or (own / data.run_name(args.dataset) if is_other_set(args, content) else own))
     report.write_json(args.json or out / "evaluation.json", result)
     print_summary(result, split)
+    if is_other_set(args, content):
+        others = ",".join(part.root.as_posix() for _, part, _ in split.ranges() if part.spec.classes)
+        print(f"what does not travel, and why: python diagnose.py --ckpt {args.ckpt} --cross-dataset {others}")
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     chosen = choose_panels(totals, args.panels)
     features = None

@@ -15,6 +15,7 @@ import torch
 from metrics_bootstrap import ImageHistograms
 from metrics_boundary import boundary_counts, boundary_f1, boundary_f1_counts, boundary_iou
 from metrics_components import ComponentScores, component_counts, label_components
+from metrics_safe import safe_miou
 from metrics_scores import ScoreHistogram, image_anomaly_scores
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "miou_interval",
     "pixel_nll",
     "resize_map",
+    "safe_miou",
     "segmentation_scores",
     "semantic_gain",
     "shrink_nearest",
@@ -96,8 +98,10 @@ def image_counts(confusion):
     return torch.stack([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)], dim=-2)
 
 
-def segmentation_scores(confusion):
+def segmentation_scores(confusion, classes=None):
     """All closed-set figures of a (C, C) confusion matrix [target, prediction], as fractions.
+
+    classes: the ids that the evaluated set labels, None for all. Others have no IoU; to answer one is an error.
 
     Returns a dict: iou (per class, None where a class is in neither targets nor predictions), miou over the
     classes_averaged other ones, pixel_accuracy, mean_accuracy over the classes in the targets, fwiou (IoU weighted by
@@ -105,7 +109,8 @@ def segmentation_scores(confusion):
     absent from the targets: they count 0 in miou). Without a valid pixel the figures are None.
     """
     hit, target, predicted = (row.tolist() for row in image_counts(confusion))
-    union = [t + p - h for h, t, p in zip(hit, target, predicted, strict=True)]
+    labelled = range(len(hit)) if classes is None else classes
+    union = [t + p - h if c in labelled else 0 for c, (h, t, p) in enumerate(zip(hit, target, predicted, strict=True))]
     iou = [h / u if u else None for h, u in zip(hit, union, strict=True)]
     averaged = [value for value in iou if value is not None]
     accuracies = [h / t for h, t in zip(hit, target, strict=True) if t]

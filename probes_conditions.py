@@ -149,7 +149,7 @@ def draw_derangement(count, seed):
     return partners
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairedSplit(data.Split):
     """A split whose image i keeps the target of pair partners[i]; both may have different sizes before the canvas."""
 

@@ -14,7 +14,8 @@ import torch
 import data
 import engine
 import metrics
-from data_specs import VOID, canonical_classes
+from data_spaces import common_names
+from data_specs import VOID
 from probes_finding import LIMITS, Exhibit, Finding, Tile
 
 REMEDIES = {
@@ -77,10 +78,10 @@ def cross_dataset(predictor, classes, sets, *, count=64, batch_size=8, workers=0
 
     classes: the model's class names. sets: {name: (Split to measure on, that set's own training targets on the layout
     grid (N, rows, columns) uint8)}; the first is the reference, normally the set that the model was trained on. Each
-    comparison is made over the classes that model, reference and set share by name (`data_specs.canonical_classes`);
+    comparison is made over the classes that model, reference and set share by name (`data_spaces.common_names`);
     pixels of other classes count as void. count: images of each, evenly spaced. progress(done, total): images.
     """
-    model = canonical_classes(classes)
+    model = common_names(classes)
     passes = 2 * len(sets) - 1  # each set once, each but the first once more if it has to be moved
     names, seen, findings = list(sets), {}, []
 
@@ -113,7 +114,7 @@ def _look(predictor, split, layouts, count, move, tell, **options):
         answers.append(metrics.shrink_nearest(labels.numpy(), layouts.shape[1:]))
         if tell:
             tell(done, len(indices))
-    names = canonical_classes(split.spec.classes)
+    names = common_names(split.spec.classes)
     return Seen(split, names, indices, layouts, confusion[:own, :known], np.stack(targets), np.stack(answers))
 
 

@@ -70,8 +70,9 @@ def _faulty_files(audit, cause, error):
 def _undeclared_exhibit(audit):
     """The first faulty pair: image, the mask's own values as a picture, and what is read from them."""
     first = next(iter(audit.unknown))
-    image_path = next(image for image, mask in audit.split.pairs if str(mask) == first)
-    target, values = data.read_labels(first, audit.split.spec)
+    index = next(i for i, (_, mask) in enumerate(audit.split.pairs) if str(mask) == first)
+    image_path = audit.split.pairs[index][0]
+    target, values = data.read_labels(first, audit.split.spec_of(index))
     tiles = [
         Tile("image", image=np.asarray(data.read_image(image_path))),
         Tile("the mask's values", image=_draw_values(values, first)),
@@ -506,7 +507,7 @@ def _flagged_exhibit(surveys, rows):
     """The first flagged pair: its image and its mask."""
     name, row = next((name, found[0]) for name, found in rows.items() if len(found))
     survey = surveys[name]
-    mask = data.read_labels(survey.mask(row), survey.split.spec)[0]
+    mask = data.read_labels(survey.mask(row), survey.split.spec_of(survey.indices[row]))[0]
     tiles = [Tile("image", image=survey.picture(row)), Tile("mask", mask=mask)]
     return Exhibit(f"{name}: {survey.files[row]}", tiles)
 

@@ -16,6 +16,7 @@ CAUSES = {
     "blended_masks": ["unknown_labels", "shifted_masks"],
     "one_based_labels": ["unknown_labels", "absent_classes", "class_ids_shifted"],
     "mapped_twice": ["absent_classes", "class_imbalance", "collapse"],
+    "other_coding": ["absent_classes", "class_imbalance", "collapse"],
     "clamped_masks": ["class_imbalance", "absent_classes", "shifted_masks", "masks_do_not_fit", "collapse",
                       "below_layout_floor"],
     "unknown_labels": ["class_imbalance", "absent_classes", "nothing_learnt", "collapse"],

@@ -126,7 +126,7 @@ def _read(split, index, keep):
     image_path, mask_path = split.pairs[index]
     try:
         image = data.read_image(image_path)
-        target, values = data.read_labels(mask_path, split.spec)
+        target, values = data.read_labels(mask_path, split.spec_of(index))
         image = data.match_size(image, target.shape, image_path)
     except UserError:
         return None  # the audit has named it

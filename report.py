@@ -48,6 +48,8 @@ from report_pictures import (
     panel,
     panel_tiles,
 )
+from report_sets import sets_table
+from report_svg import score_text
 
 __all__ = [
     "ALARM_COLOUR",
@@ -80,6 +82,8 @@ __all__ = [
     "save_exhibits",
     "save_mask",
     "save_picture",
+    "score_text",
+    "sets_table",
     "write_diagnosis_page",
     "write_json",
     "write_report",

@@ -13,6 +13,7 @@ from PIL import Image
 
 from report_anomaly import anomaly_bar, anomaly_heads, anomaly_reading, anomaly_section
 from report_evidence import group_faults, skip_reasons
+from report_sets import sets_section
 from report_svg import finite, floor_bar, line_chart, percent_text, score_text
 
 PICTURE_SIDE, PICTURE_BYTES = 1600, 150_000  # beyond either, a picture is embedded as a smaller JPEG
@@ -158,14 +159,17 @@ def _heads(items):
 
 def headline(evaluation):
     """mIoU, layout floor and semantic gain side by side, the sentence, and the bar; without mIoU, the anomaly's."""
-    miou, floor = evaluation.get("miou"), evaluation.get("layout_floor")
+    miou = evaluation.get("miou")
+    floors = [evaluation.get(name) for name in ("layout_floor", "own_layout_floor")]
+    floor = max((value for value in floors if value is not None), default=None)
     if miou is None and (heads := anomaly_heads(evaluation)):
         return _heads(heads) + f'<p class="reading">{escape(anomaly_reading(evaluation))}</p>' + anomaly_bar(evaluation)
     interval = evaluation.get("miou_interval")
     between = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+    whose = "" if floors[1] is None else f"; of the training layout {score_text(floors[0])}, its own {floors[1]:.3f}"
     heads = [
         ("mIoU", score_text(miou), between),
-        ("layout floor", score_text(floor), "mIoU of a predictor that never opens the image"),
+        ("layout floor", score_text(floor), f"mIoU of a predictor that never opens the image{whose}"),
         ("semantic gain", score_text(evaluation.get("semantic_gain")), "(mIoU − floor) / (1 − floor)"),
     ]
     bar = "" if miou is None else f'<div class="barbox">{floor_bar(miou, floor, interval)}</div>'
@@ -176,6 +180,7 @@ FIGURES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
     "fwiou": "frequency-weighted IoU",
+    "safe_miou": "safe mIoU (IDD-AW: less a penalty for confusions with road users)",
     "boundary_iou": "boundary IoU",
     "boundary_f1": "boundary F1",
     "ece": "calibration error (ECE)",
@@ -491,6 +496,7 @@ def page(title, config, evaluation, log, pictures, diagnosis, palette, folder, c
     flags = f"<details><summary>flags ({len(config)})</summary>{_pairs(sorted(config.items()))}</details>"
     labelled = scores.get("miou") is not None  # else what is said of single classes would be nothing but dashes
     sections = [
+        _section("Sets", sets_section(scores)),
         _section("Classes", class_rows(scores, palette) if labelled else ""),
         _section("Other figures", figures(scores, list(scores.get("iou", {}))) if evaluation else ""),
         _section("Confusions", confusions(scores.get("confusions", []), confusion) if labelled else ""),

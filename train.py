@@ -66,7 +66,7 @@ def read_args(parser, words=None):
     Raises UserError for a run directory that is in use, and for flags that would make the continuation another run.
     """
     args = parser.parse_args(words)
-    args.run_dir = str(args.run_dir or Path("runs") / args.dataset)
+    args.run_dir = str(args.run_dir or Path("runs") / data.run_name(args.dataset))
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UserError("TensorBoard is not installed", "--tensorboard", "pip install tensorboard, or leave it out")
     if not args.resume:
@@ -255,7 +255,18 @@ def prepare_data(args, processes=1):
     layout = metrics.fit_layout(audits["train"].grids, spec.num_classes)
     for name, one in audits.items():
         print(f"{name}: {len(splits[name])} images, void {one.void / one.pixels:.3f} of the pixels")
+    print("".join(f"{line}\n" for line in describe_sets(audits["train"])), end="")
     return spec, splits, audits, layout
+
+
+def describe_sets(audit):
+    """Lines that say what each of several sets brings, and what of a set has no place in the label space."""
+    for (label, part, _), one in zip(audit.split.ranges(), audit.parts or [audit], strict=True):
+        if audit.parts:
+            yield f"  {label}: {len(part)} images, classes {', '.join(data.declared_names(part.spec))}"
+        if lost := data_audit.unmapped_shares(one):
+            listed = ", ".join(f"{name} {share:.1%}" for name, share in lost.items())
+            yield f"  {label}: void here, for want of a place in --label-space: {listed}"
 
 
 def write_samples(path, split, sampling, geometry, augment, spec, palette, count=8):
@@ -306,6 +317,7 @@ def describe(args, spec, geometry, layout, palette, model, initial):
         "initial": initial,
         "data": {
             "dataset": spec.name,
+            "label_space": args.label_space,
             "classes": list(spec.classes),
             "palette": [list(colour) for colour in palette],
             "anomaly": spec.anomaly,
@@ -323,7 +335,7 @@ def validate(training, predictor, split, args, layout, stop):
     """Evaluate the validation split over all processes; returns the log's line."""
     engine.share_buffers(training)
     indices = range(training.rank, len(split), training.processes)
-    totals = engine.evaluate(
+    sets = engine.evaluate_sets(
         predictor,
         split,
         batch_size=args.batch_size,
@@ -332,7 +344,9 @@ def validate(training, predictor, split, args, layout, stop):
         indices=indices,
         observe=lambda *_: stop.check(training.processes, step=1),  # alone only: others are at other images
     )
-    totals = merge_all(engine.gather(totals))
+    processes = engine.gather(sets)
+    sets = {name: merge_all([part[name] for part in processes]) for name in sets}
+    totals = engine.together(list(sets.values()))
     scores = totals.scores()
     return {
         "kind": "validation",
@@ -342,6 +356,7 @@ def validate(training, predictor, split, args, layout, stop):
         "layout_floor": totals.layout_floor(),
         **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes", "classes_averaged")},
         "iou": dict(zip(split.spec.classes, scores["iou"], strict=True)),
+        **({"sets": {name: one.scores()["miou"] for name, one in sets.items()}} if len(sets) > 1 else {}),
     }
 
 
@@ -502,10 +517,10 @@ def main():
     if rank:  # every process has the same model, and dropout and noise of its own
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
-    outliers, lines = data_outliers.open_outliers(args, spec, splits["train"].root)
+    outliers, lines = data_outliers.open_outliers(args, spec)
     for line in lines if rank == 0 else []:
         print(line)
-    sampling = data.Sampling(*data.parse_sampling(args.sampling, args.crop), audits["train"], geometry, outliers)
+    sampling = data.build_sampling(args.sampling, audits["train"], geometry, outliers)
     batches = sampling.draw(torch.Generator(), args.batch_size)
     steps = len(data.share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps
@@ -557,6 +572,8 @@ def print_result(run):
         gain = metrics.semantic_gain(miou, floor)
         shown = "undefined" if gain is None else f"{gain:.3f}"
         print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {shown}")
+    if "sets" in line:
+        print("of which " + ", ".join(f"{name} {report.score_text(one)}" for name, one in line["sets"].items()))
     print(f"best {run.args.monitor} {run.best:.3f}; next: python evaluate.py --ckpt {run.path}/best.pth")
 
 

@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -153,13 +152,7 @@ def measure(run, args):
     if kept.is_file():
         return torch.load(kept, weights_only=True)
     predictor, content = engine.load_predictor(run / "best.pth", engine.choose_device(args.device))
-    config = content["config"]
-    about = Namespace(
-        dataset=content["data"]["dataset"],
-        data_dir=config["data_dir"],
-        anomaly_classes=config.get("anomaly_classes", ""),
-    )
-    split = data.open_split(*engine.open_dataset(about), "test", args.limit)
+    split = data.open_split(*engine.open_dataset(engine.trained_on(content)), "test", args.limit)
     layout_map = engine.layout_map_of(content)
     options = {"batch_size": 8, "workers": args.workers}
     totals = engine.evaluate(predictor, split, layout_map=layout_map, **options)

@@ -77,7 +77,7 @@ def main():
     parser = flags.Parser(__doc__)
     parser.add_argument("--ckpt", metavar="FILE", help="a trained model; empty: train the default recipe now")
     args = parser.parse_args()
-    spec, root = engine.open_dataset(Namespace(dataset="streets", data_dir=None, anomaly_classes=""))
+    spec, root = engine.open_dataset(Namespace(dataset="streets", data_dir=None, label_space="own", anomaly_classes=""))
     train, test = (data.open_split(spec, root, name) for name in ("train", "test"))
     layout = metrics.fit_layout(data_audit.audit(train, metrics.GRID).grids, spec.num_classes)
     colour, exponent = colour_alone(train, test)

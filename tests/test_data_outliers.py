@@ -20,7 +20,8 @@ CAMVID = data_specs.CAMVID.classes
 
 
 def options(**changes):
-    return Namespace(**{"dataset": "camvid", "outliers": "none", "outlier_classes": "", "paste": "chance=1", **changes})
+    data_set = {"dataset": "camvid", "data_dir": None, "anomaly_classes": ""}
+    return Namespace(**{**data_set, "outliers": "none", "outlier_classes": "", "paste": "chance=1", **changes})
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def object_set(tmp_path):
 
 
 def open_objects(object_set, **changes):
-    return data_outliers.open_outliers(options(outliers=str(object_set), **changes), data_specs.CAMVID, "camvid")
+    return data_outliers.open_outliers(options(outliers=str(object_set), **changes), data_specs.CAMVID)
 
 
 def test_by_default_msrc_gives_what_camvid_does_not_know():
@@ -170,8 +171,8 @@ def test_pastes_come_from_the_order_generator_alone():
 def test_workers_paste_as_the_main_process_does(folder_set, object_set):
     spec = data_specs.folder_spec(folder_set)
     split = data.open_split(spec, folder_set, "train")
-    wanted = options(dataset="folder", outliers=str(object_set))
-    outliers, _ = data_outliers.open_outliers(wanted, spec, folder_set)
+    wanted = options(dataset="folder", data_dir=str(folder_set), outliers=str(object_set))
+    outliers, _ = data_outliers.open_outliers(wanted, spec)
     order = torch.Generator().manual_seed(0)
     tickets = outliers.add_pastes(uniform_tickets(len(split), order), order)
     batches = [tickets[:4], tickets[4:]]
@@ -233,18 +234,18 @@ def test_train_leaves_out_the_held_out_names(tmp_path, object_set):
 )
 def test_wrong_flags_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        data_outliers.open_outliers(options(**changes), data_specs.CAMVID, "camvid")
+        data_outliers.open_outliers(options(**changes), data_specs.CAMVID)
 
 
 def test_a_folder_without_a_known_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="no known data set"):
-        data_outliers.open_outliers(options(outliers=str(tmp_path)), data_specs.CAMVID, "camvid")
+        data_outliers.open_outliers(options(outliers=str(tmp_path)), data_specs.CAMVID)
 
 
 def test_the_training_set_itself_is_refused(folder_set):
-    args = options(dataset="folder", outliers=str(folder_set / "." / "images" / ".."))
+    args = options(dataset="folder", data_dir=str(folder_set), outliers=str(folder_set / "." / "images" / ".."))
     with pytest.raises(UserError, match="the training set itself"):
-        data_outliers.open_outliers(args, data_specs.folder_spec(folder_set), folder_set)
+        data_outliers.open_outliers(args, data_specs.folder_spec(folder_set))
 
 
 def test_a_damaged_outlier_file_stops_before_the_first_step(object_set):

@@ -161,7 +161,8 @@ def test_places_are_pixels_of_their_class(audit):
 def test_a_place_is_the_middle_of_a_block_and_of_its_median_row():
     target = np.zeros((10, 12), np.uint8)
     target[2:7, 3:10] = 1  # rows 2 to 6, columns 3 to 9
-    places = data_audit.class_places(target, np.bincount(target.ravel(), minlength=3))
+    starts, lengths = data.find_runs(target.ravel())
+    places = data_audit.class_places((target.ravel()[starts], starts, lengths), target.shape, 3)
     assert places[1].tolist() == pytest.approx([4.5 / 10, 6.5 / 12])
     assert places[2].tolist() == [-1, -1]
 

@@ -103,7 +103,7 @@ def test_msrcs_own_archive_has_no_lists_and_is_cut_by_name(tmp_path, folder, cap
     splits = read_all("msrc", tmp_path)
     assert sum(map(len, splits.values())) == 40
     assert all(splits["test"].pairs)
-    data.open_dataset(Namespace(dataset="msrc", data_dir=tmp_path, anomaly_classes=""))
+    data.open_dataset(Namespace(dataset="msrc", data_dir=tmp_path, label_space="own", anomaly_classes=""))
     assert "no train.txt" in capsys.readouterr().err
 
 
@@ -241,7 +241,7 @@ def test_road_anomaly_is_read_as_it_is_published(tmp_path):
         assert {mask.name for _, mask in pairs} == {"labels_semantic.png"}
         with pytest.raises(UserError, match="no split 'train' in road_anomaly.*known: test"):
             data_specs.find_pairs(spec, root, "train")
-        seen = data_specs.adopt_classes(spec, ["road", "car"], [(0, 0, 0), (9, 9, 9)])
+        seen = data.translate(spec, data.LabelSpace(("road", "car")))
         target = data.read_target(pairs[0][1], seen)
         assert (target == 2).sum() == 6  # anomaly: the number of classes
         assert (target == data_specs.NORMAL).sum() == 42
@@ -251,7 +251,7 @@ def test_road_anomaly_is_read_as_it_is_published(tmp_path):
 @pytest.mark.real_data
 def test_road_anomaly_holds_60_frames_of_a_tenth_anomaly(real_data):
     root = real_data / "road_anomaly"
-    spec = data_specs.adopt_classes(data_specs.build_spec("road_anomaly", root), ["road"], [(0, 0, 0)])
+    spec = data.translate(data_specs.build_spec("road_anomaly", root), data.LabelSpace(("road",)))
     split = data.open_split(spec, root, "test")
     assert len(split) == 60
     targets = [split.read_target(i) for i in range(60)]

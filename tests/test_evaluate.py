@@ -116,7 +116,7 @@ def test_anomaly_figures_are_there_where_the_split_has_anomalies(tmp_path, monke
     totals = engine.evaluate(predictor, split, layout_map=layout, scores=["maxlogit"])
     about = {"classes": list(spec.classes), "dataset": spec.name, "geometry": vars(predictor.geometry)}
     content = {"data": about, "config": {}}
-    result = evaluate.summarise(totals, split, content, predictor)
+    result = evaluate.summarise(totals, split, spec, content, predictor)
     row = result["anomaly"]["maxlogit"]
     assert row["aupr"] == pytest.approx(1.0)  # dark pixels are the anomalies, and get the largest score
     assert row["auroc"] == pytest.approx(1.0)

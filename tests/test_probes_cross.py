@@ -269,17 +269,6 @@ def test_the_best_move_is_found_and_none_where_none_helps():
     assert probes_cross.best_move(np.zeros_like(own), own)[0] == Move()
 
 
-def test_canonical_names():
-    names = data_specs.canonical_classes
-    camvid, streets = (names(data_specs.SPECS[name][0].classes) for name in ("camvid", "streets"))
-    cityscapes = data_specs.SPECS["cityscapes"][0].classes
-    assert names(cityscapes) == list(cityscapes)
-    assert set(camvid) <= set(cityscapes)
-    assert set(camvid) - set(streets) == {"rider"}
-    assert names(["sky", "unlabeled"]) == ["sky", "unlabeled"]
-    assert names(["Traffic_Sign", " sign-symbol "]) == ["traffic sign", "traffic sign"]
-
-
 @pytest.mark.real_data
 def test_camvid_upside_down_to_a_model_of_its_layout(real_data):
     """Real layouts: the floor's own predictor, on CamVid and on CamVid turned over."""

