@@ -26,6 +26,7 @@ import anomaly
 import checkpoint
 import data
 import data_audit
+import data_cache
 import data_outliers
 import engine
 import flags
@@ -36,13 +37,14 @@ import report
 from flags import UserError
 
 # What may differ between a run and its continuation: where things are, not what is computed.
-FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "device", "save_every", "tensorboard"}
+FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "cache", "device", "save_every", "tensorboard"}
 
 
 def build_parser():
     """All flags of train.py."""
     parser = flags.Parser(__doc__)
     data.add_data_flags(parser)
+    data_cache.add_cache_flags(parser)
     data.add_geometry_flags(parser)
     models.add_model_flags(parser)
     losses.add_loss_flags(parser)
@@ -267,6 +269,24 @@ def describe_sets(audit):
         if lost := data_audit.unmapped_shares(one):
             listed = ", ".join(f"{name} {share:.1%}" for name, share in lost.items())
             yield f"  {label}: void here, for want of a place in --label-space: {listed}"
+
+
+def cache_splits(args, splits, geometry):
+    """The splits decoded once, as --cache says, for the batches of training and of validation."""
+    cached = {}
+    for name, split in splits.items():
+        progress = report.Progress(len(split), f"cache {name}", "images")
+        cached[name] = data_cache.cache_split(
+            split,
+            geometry,
+            args.cache,
+            training=name == "train",
+            progress=progress.update,
+            meet=lambda: engine.gather(None),
+        )
+        if progress.done:
+            progress.close()
+    return cached
 
 
 def write_samples(path, split, sampling, geometry, augment, spec, palette, count=8):
@@ -517,6 +537,7 @@ def main():
     if rank:  # every process has the same model, and dropout and noise of its own
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
+    splits = cache_splits(args, splits, geometry)
     outliers, lines = data_outliers.open_outliers(args, spec)
     for line in lines if rank == 0 else []:
         print(line)
