@@ -48,6 +48,7 @@ from data_spaces import (  # noqa: F401
 )
 from data_specs import (  # noqa: F401
     DATASETS,
+    IN_FOLDERS,
     NORMAL,
     UNKNOWN,
     VOID,

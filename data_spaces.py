@@ -4,13 +4,14 @@
 the class with the same common name; one that has no such place becomes void, and is listed with its share of pixels.
 """
 
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_specs import NORMAL, SPECS, VOID, Spec
+from data_specs import NORMAL, SPECS, VOID, Spec, parse_name
 from flags import UserError
 from flags import names as split_names
 
@@ -60,11 +61,12 @@ LABEL_SPACES = ("own", "intersection", *MERGED)
 def common_names(classes):
     """The common names of a set's classes, in their order: two sets hold the same class where these are equal.
 
-    Two classes of one set may share a name ("road" and "road line"). StreetHazards' "unlabeled", where there is no
-    "sky" beside it, is the sky.
+    Two classes of one set may share a name ("road" and "road line"). StreetHazards' "unlabeled" is its sky: the set is
+    known by its road lines, and has no other sky.
     """
     names = [" ".join(name.lower().replace("_", " ").replace("-", " ").split()) for name in classes]
-    aliases = ALIASES if "sky" in names else {**ALIASES, "unlabeled": "sky"}
+    of_streethazards = "road line" in names and "sky" not in names
+    aliases = {**ALIASES, "unlabeled": "sky"} if of_streethazards else ALIASES
     return [aliases.get(name, name) for name in names]
 
 
@@ -76,6 +78,10 @@ class LabelSpace:
     palette: tuple = ()
     merged: dict = field(default_factory=dict)
 
+    def common_names(self, classes):
+        """The common names of a set's classes, those that this space merges as the one they merge into."""
+        return [self.merged.get(name, name) for name in common_names(classes)]
+
     def places(self, classes):
         """For each of a set's classes its place in this space, None where it has none.
 
@@ -85,7 +91,7 @@ class LabelSpace:
         by_common = {name: here.index(name) for name in here}
         by_common |= {name: i for i, name in enumerate(here) if self.classes[i] == name}
         by_name = {name: i for i, name in enumerate(self.classes)}
-        common = [self.merged.get(name, name) for name in common_names(classes)]
+        common = self.common_names(classes)
         return [by_name.get(own, by_common.get(name)) for own, name in zip(classes, common, strict=True)]
 
 
@@ -121,9 +127,8 @@ def translate(spec, space):
     """
     places = space.places(spec.classes)
     if spec.classes and not any(place is not None for place in places):
-        what = (
-            f"no class of {spec.name} ({', '.join(spec.classes[:4])}, …) has a place among {', '.join(space.classes)}"
-        )
+        first, here = ", ".join(spec.classes[:4]), ", ".join(space.classes) or "no class at all"
+        what = f"no class of {spec.name} ({first}, …) has a place among {here}"
         raise UserError(what, "--dataset", "leave it out, or choose another --label-space")
     train_ids = {VOID: VOID, NORMAL: NORMAL, spec.num_classes: len(space.classes)}
     train_ids |= {old: VOID if place is None else place for old, place in enumerate(places)}
@@ -193,13 +198,17 @@ def parse_sets(text, data_dir):
         what = f"{len(folders)} folders for {len(names)} sets"
         raise UserError(what, f"--data-dir {data_dir}", "give one for each, in the order of --dataset: A,B")
     folders += [""] * (len(names) - len(folders))
-    places = [
-        Path(folder or Path("data") / name.partition("/")[0]) for name, folder in zip(names, folders, strict=True)
-    ]
-    for i, pair in enumerate(zip(names, places, strict=True)):
-        if pair in list(zip(names, places, strict=True))[:i]:
-            raise UserError(f"{pair[0]} stands there twice", f"--dataset {text}", "name each set once, with its share")
+    places = [Path(folder or Path("data") / parse_name(name)[0]) for name, folder in zip(names, folders, strict=True)]
+    for (name, place), (other, its_place) in itertools.combinations(zip(names, places, strict=True), 2):
+        if _overlap(name, other) and place.resolve() == its_place.resolve():
+            raise UserError(f"{name} and {other} hold the same images", f"--dataset {text}", "name each once")
     return list(zip(names, places, shares, strict=True))
+
+
+def _overlap(name, other):
+    """Whether two names of sets in one folder share images: acdc and acdc/fog do, two conditions not."""
+    (one, condition), (another, its_condition) = parse_name(name), parse_name(other)
+    return one == another and (condition == its_condition or not (condition and its_condition))
 
 
 def _parse_share(entry):

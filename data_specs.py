@@ -142,7 +142,7 @@ def hold_out(spec, names):
     kept = [i for i, name in enumerate(spec.classes) if name not in names]
     if not kept:
         raise UserError("no class is left to learn", "--anomaly-classes", "hold fewer classes out")
-    train_ids = {VOID: VOID, spec.num_classes: len(kept), **{old: new for new, old in enumerate(kept)}}
+    train_ids = {VOID: VOID, NORMAL: NORMAL, spec.num_classes: len(kept), **{old: new for new, old in enumerate(kept)}}
     held_out = [code for coding in (spec.values, spec.colours) for code, i in coding.items() if i not in train_ids]
     values, colours = (
         {code: train_ids.get(i, len(kept)) for code, i in coding.items()} for coding in (spec.values, spec.colours)

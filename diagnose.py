@@ -454,20 +454,23 @@ def run_probes(patient, names):
 
 
 def find_set(text):
-    """The folder and spec that --cross-dataset names: a folder that holds a set, or a set by name in data/NAME."""
-    if Path(text).is_dir() or data.parse_name(text)[0] not in data.DATASETS:
+    """(folder, spec) that --cross-dataset names: a folder that holds a set, a set by name in data/NAME, or NAME:FOLDER,
+    the one way to name a condition in a folder of one's own: acdc/fog:DIR."""
+    name, colon, folder = text.partition(":")
+    if Path(text).is_dir() or data.parse_name(name)[0] not in data.DATASETS:
         return Path(text), data.recognise(text)
-    folder = Path("data") / data.parse_name(text)[0]
-    return folder, data.build_spec(text, folder)
+    folder = Path(folder) if colon else Path("data") / data.parse_name(name)[0]
+    return folder, data.build_spec(name, folder)
 
 
-def cross(patient):
-    """The findings of --cross-dataset: the checkpoint's own set first, then the others."""
+def open_others(patient):
+    """--cross-dataset's sets, opened and found sound: {name: (Split to measure on, training grids)}, the checkpoint's
+    own first."""
     own = patient.splits["val"]
     sets = {f"{patient.spec.name}, its own": (own, patient.clean_audits["train"].grids)}
     for text in flags.names(patient.args.cross_dataset):
         folder, spec = find_set(text)
-        if folder.resolve() == own.root.resolve() and not own.parts:
+        if not own.parts and (spec.name, folder.resolve()) == (patient.spec.name, own.root.resolve()):
             continue
         splits = {name: data.open_split(spec, folder, name, patient.args.limit) for name in ("train", "val")}
         audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
@@ -475,11 +478,17 @@ def cross(patient):
         sets[text] = (splits["val"], audits["train"].grids)
     if len(sets) == 1:
         raise UserError("no other set to compare with", "--cross-dataset", "name a data set or a folder that holds one")
+    return sets
+
+
+def cross(patient, sets):
+    """The findings of --cross-dataset."""
     progress = report.Progress(100, "cross-dataset", "%")
     found = probes.cross_dataset(
         patient.predictor,
         patient.spec.classes,
         sets,
+        space=engine.space_of(patient.content),
         progress=lambda done, of: progress.update(round(100 * done / of)),
     )
     progress.close()
@@ -497,9 +506,10 @@ def diagnose(words=None):
     out.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of work
     if args.json and Path(args.json).is_dir():
         raise UserError("this is a folder", args.json, "give --json a file's name")
+    others = open_others(patient) if args.cross_dataset else {}  # a wrong name costs no finding
     findings = run_probes(patient, names)
-    if args.cross_dataset:
-        findings += cross(patient)
+    if others:
+        findings += cross(patient, others)
     drawn = report.save_exhibits(out, findings, patient.spec.classes, patient.palette)
     for finding, pictures in zip(findings, drawn, strict=True):
         if pictures:

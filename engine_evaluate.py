@@ -314,13 +314,13 @@ def predict(answer, size, target=None, scores=(), statistics=None):
 class Totals:
     """Counts over a set of images; `merge` of the parts equals the whole. `images`: index -> (3, C) counts of one.
 
-    classes: the ids that the set labels, the only ones that have an IoU; None for all.
+    classes: the ids that the set labels, None for all; others have no IoU, to answer one is no more than an error.
     """
 
     num_classes: int
     confusion: torch.Tensor = None
-    floor: torch.Tensor = None  # the layout map's confusion
-    own_floor: torch.Tensor = None  # that of the set's own layout map
+    floor: torch.Tensor = None  # (3, C) counts of the layout map
+    own_floor: torch.Tensor = None  # those of the set's own layout map
     classes: list | None = None
     images: dict = field(default_factory=dict)
     nll: dict = field(default_factory=dict)  # index -> (nats, pixels)
@@ -336,27 +336,30 @@ class Totals:
     open_set: dict = field(default_factory=dict)  # score -> (C + 1, C + 1) confusion where an alarm is class C
 
     def __post_init__(self):
-        shape = (self.num_classes, self.num_classes)
-        self.confusion = torch.zeros(shape, dtype=torch.int64)
-        self.floor = torch.zeros(shape, dtype=torch.int64)
-        self.own_floor = torch.zeros(shape, dtype=torch.int64)
+        self.confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        self.floor, self.own_floor = torch.zeros(2, 3, self.num_classes, dtype=torch.int64)
+        self.labelled = torch.ones(self.num_classes, dtype=torch.int64)  # 1 for a class that has an IoU
+        if self.classes is not None:
+            self.labelled = torch.isin(torch.arange(self.num_classes), torch.tensor(self.classes)).long()
 
     def add(self, index, target, found, layout_map=None, own_map=None):
         """Count one image: target (H, W) uint8 tensor, its Prediction, the layout maps of the floors."""
         confusion = metrics.confusion_matrix(found.labels, target, self.num_classes)
         self.confusion += confusion
-        self.images[index] = metrics.image_counts(confusion)
+        self.images[index] = metrics.image_counts(confusion) * self.labelled
         self.nll[index] = (found.nll, found.pixels)
         self.pixels += target.numel()
         for counts, guess in ((self.floor, layout_map), (self.own_floor, own_map)):
             if guess is not None:
                 guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
-                counts += metrics.confusion_matrix(guess, target, self.num_classes)
+                confusion = metrics.confusion_matrix(guess, target, self.num_classes)
+                counts += metrics.image_counts(confusion) * self.labelled
 
     def add_details(self, index, target, found):
         """Count what only a full evaluation wants: boundaries, calibration, anomaly scores."""
-        self.boundary = self.boundary + metrics.boundary_counts(found.labels, target, self.num_classes)
-        self.boundary_f1 = self.boundary_f1 + metrics.boundary_f1_counts(found.labels, target, self.num_classes)
+        answer = found.labels, target, self.num_classes
+        self.boundary = self.boundary + metrics.boundary_counts(*answer) * self.labelled
+        self.boundary_f1 = self.boundary_f1 + metrics.boundary_f1_counts(*answer) * self.labelled
         known = target < self.num_classes
         self.calibration.update(found.confidence[known], (found.labels == target)[known])
         judged = target != data.VOID
@@ -388,8 +391,6 @@ class Totals:
         self.confusion += other.confusion
         self.floor += other.floor
         self.own_floor += other.own_floor
-        if self.classes is not None:
-            self.classes = None if other.classes is None else sorted({*self.classes, *other.classes})
         self.images.update(other.images)
         self.nll.update(other.nll)
         self.pixels += other.pixels
@@ -407,26 +408,20 @@ class Totals:
                 mine[name] = mine.get(name, 0) + counts
 
     def scores(self):
-        """metrics.segmentation_scores of the whole."""
-        return metrics.segmentation_scores(self.confusion, self.classes)
+        """metrics.count_scores of the whole."""
+        return metrics.count_scores(sum(self.images.values(), torch.zeros_like(self.floor)))
 
     def image_counts(self):
-        """(N, 3, C) int64: `images` in the order of their indices, of the classes that have an IoU."""
-        return self.of_classes(torch.stack([self.images[index] for index in sorted(self.images)]))
-
-    def of_classes(self, counts):
-        """Counts (..., C) with those of other classes 0, as if they did not occur."""
-        if self.classes is None or not torch.is_tensor(counts):
-            return counts
-        return counts * torch.isin(torch.arange(self.num_classes), torch.tensor(self.classes, dtype=torch.int64))
+        """(N, 3, C) int64: `images` in the order of their indices."""
+        return torch.stack([self.images[index] for index in sorted(self.images)])
 
     def layout_floor(self):
         """mIoU of the layout map, None without one."""
-        return metrics.segmentation_scores(self.floor, self.classes)["miou"] if self.floor.any() else None
+        return metrics.count_scores(self.floor)["miou"]
 
     def own_layout_floor(self):
         """mIoU of the evaluated set's own layout map, None without one."""
-        return metrics.segmentation_scores(self.own_floor, self.classes)["miou"] if self.own_floor.any() else None
+        return metrics.count_scores(self.own_floor)["miou"]
 
     def loss(self):
         """Mean -log p(target), nats per pixel; None without a labelled pixel."""
@@ -486,6 +481,8 @@ def evaluate(
     spec = spec or split.spec
     totals = Totals(predictor.num_classes, classes=data.declared_classes(spec), alarms=alarms or {})
     table = data.answer_table(spec)
+    if table is not None and layout_map is not None:
+        layout_map = table[layout_map]  # what holds for the model's answers holds for the floor's
     for index, target, found in predictions(predictor, split, scores=scores or (), losses=True, **options):
         if table is not None:
             found.labels = torch.from_numpy(table)[found.labels.long()]
@@ -520,7 +517,7 @@ def evaluate_sets(predictor, split, *, indices=None, own_maps=None, scores=None,
 
 def together(parts):
     """The Totals of several sets as one."""
-    whole = Totals(parts[0].num_classes, classes=[], alarms=parts[0].alarms)
+    whole = Totals(parts[0].num_classes, alarms=parts[0].alarms)
     for part in parts:
         whole.merge(part)
     return whole

@@ -62,22 +62,46 @@ def build_parser():
 
 
 def is_other_set(args, content):
-    """Whether --dataset names other sets than the checkpoint's own."""
-    return args.dataset is not None and data.run_name(args.dataset) != data.run_name(content["config"]["dataset"])
+    """Whether --dataset names other sets than the checkpoint's own; a set that only its classes.json describes is told
+    by its folder."""
+    if args.dataset is None:
+        return False
+    own = engine.trained_on(content)
+    if data.run_name(args.dataset) != data.run_name(own.dataset):
+        return True
+    named = data.parse_sets(args.dataset, args.data_dir) if args.data_dir else []
+    pairs = zip(named, data.parse_sets(own.dataset, own.data_dir), strict=False)
+    return any(
+        name in data.IN_FOLDERS and root.resolve() != found.resolve() for (name, root, _), (_, found, _) in pairs
+    )
+
+
+def own_folders(args, own):
+    """--data-dir for other sets where it is not given: the run's own sets lie where it found them, others in data/NAME.
+
+    Raises UserError where the run knows several sets of a name.
+    """
+    found = {}
+    for name, root, _ in data.parse_sets(own.dataset, own.data_dir):
+        found.setdefault(data.parse_name(name)[0], set()).add(root)
+    folders = []
+    for name, root, _ in data.parse_sets(args.dataset, None):
+        known = found.get(data.parse_name(name)[0], {root})
+        if len(known) > 1:
+            what = f"the model was trained on {len(known)} sets named {name}"
+            raise UserError(what, "--dataset", "say which with --data-dir, or leave both out for all")
+        folders.append(str(*known))
+    return ",".join(folders)
 
 
 def open_split(args, content):
     """The split to evaluate: of the checkpoint's own data, or of other sets in its classes. Raises UserError."""
+    own = engine.trained_on(content)
     if not is_other_set(args, content):
         spec, root = engine.open_dataset(engine.trained_on(content, args.data_dir))
         engine.check_classes(spec, content)
         return data.open_split(spec, root, args.split, args.limit)
-    own = engine.trained_on(content)
-    data_dir = args.data_dir
-    if data_dir is None:  # the run's own sets lie where it found them
-        found = {data.parse_name(name)[0]: root for name, root, _ in data.parse_sets(own.dataset, own.data_dir)}
-        wanted = data.parse_sets(args.dataset, None)
-        data_dir = ",".join(str(found.get(data.parse_name(name)[0], root)) for name, root, _ in wanted)
+    data_dir = args.data_dir or own_folders(args, own)
     where = Namespace(dataset=args.dataset, data_dir=data_dir, anomaly_classes=own.anomaly_classes)
     spec, root = engine.open_dataset(where, engine.space_of(content))
     for label, part in [(part.label, part.spec) for part in spec.parts] or [(spec.name, spec)]:
@@ -87,11 +111,19 @@ def open_split(args, content):
     return data.open_split(spec, root, args.split, args.limit)
 
 
+def is_the_trained_set(part, content):
+    """Whether a set is the one that the checkpoint's layout map was made of: by name, or by folder (`is_other_set`)."""
+    own = engine.trained_on(content)
+    sets = data.parse_sets(own.dataset, own.data_dir)
+    same = len(sets) == 1 and part.spec.name == sets[0][0]
+    return same and (part.spec.name not in data.IN_FOLDERS or part.root.resolve() == sets[0][1].resolve())
+
+
 def own_layouts(split, content, limit):
     """{set: layout map of its own training targets} of the sets that the checkpoint's one map is not made of alone."""
-    own, maps = content["data"]["dataset"], {}
+    maps = {}
     for label, part, _ in split.ranges():
-        if part.spec.name == own or "train" not in {*part.spec.splits, *part.spec.cut}:
+        if is_the_trained_set(part, content) or "train" not in {*part.spec.splits, *part.spec.cut}:
             continue
         try:
             train = data_audit.audit(data.open_split(part.spec, part.root, "train", limit), metrics.GRID, images=False)
@@ -102,6 +134,17 @@ def own_layouts(split, content, limit):
             continue
         maps[label] = metrics.fit_layout(train.grids, part.spec.num_classes).map
     return maps
+
+
+def travelled(split, content):
+    """The other sets that have classes and a training split, as diagnose's --cross-dataset takes them."""
+    return ",".join(
+        f"{part.spec.name}:{part.root.as_posix()}"
+        for _, part, _ in split.ranges()
+        if data.declared_classes(part.spec)
+        and {"train", "val"} <= {*part.spec.splits, *part.spec.cut}
+        and not is_the_trained_set(part, content)
+    )
 
 
 def check_files(split):
@@ -134,7 +177,8 @@ def pixel_shares(totals):
 def safe_figures(totals, spec, classes):
     """{"safe_miou", "safe_iou": {class: value or null}}; empty where not all of IDD's classes are labelled."""
     found = metrics.safe_miou(totals.confusion, classes)
-    if found is None or len(data.declared_classes(spec)) < len(classes):
+    sets = [part.spec for part in spec.parts] or [spec]
+    if found is None or any(len(data.declared_classes(one)) < len(classes) for one in sets):
         return {}
     return {**found, "safe_iou": dict(zip(classes, found["safe_iou"], strict=True))}
 
@@ -168,8 +212,8 @@ def summarise(totals, split, spec, content, predictor):
         "spurious_classes": [classes[i] for i in scores["spurious_classes"]],
         **floors,
         "semantic_gain": metrics.semantic_gain(miou, max((f for f in floors.values() if f is not None), default=None)),
-        "boundary_iou": metrics.boundary_iou(totals.of_classes(totals.boundary)),
-        "boundary_f1": metrics.boundary_f1(totals.of_classes(totals.boundary_f1)),
+        "boundary_iou": metrics.boundary_iou(totals.boundary),
+        "boundary_f1": metrics.boundary_f1(totals.boundary_f1),
         "ece": totals.calibration.ece(),
         "per_image": {split.file(i): {"miou": value} for value, i in sorted(rated, key=lambda pair: pair[1])},
         "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
@@ -217,6 +261,7 @@ def protocol(spec, content, predictor, alarms=()):
         "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
         "own_layout_floor": "layout map of the evaluated set's own training targets, null where that is the same",
         "semantic_gain": "over the higher of the two floors",
+        "together": "counts added up; a class counts on the sets that label it" if spec.parts else None,
         "boundary": "2 % of the image diagonal",
         "interval": "95 %, bootstrap over images",
         "scales": list(predictor.scales),
@@ -377,8 +422,7 @@ def main():
     out = Path(args.out or (own / data.run_name(args.dataset) if is_other_set(args, content) else own))
     report.write_json(args.json or out / "evaluation.json", result)
     print_summary(result, split)
-    if is_other_set(args, content):
-        others = ",".join(part.root.as_posix() for _, part, _ in split.ranges() if part.spec.classes)
+    if is_other_set(args, content) and (others := travelled(split, content)):
         print(f"what does not travel, and why: python diagnose.py --ckpt {args.ckpt} --cross-dataset {others}")
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     chosen = choose_panels(totals, args.panels)

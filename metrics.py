@@ -32,6 +32,7 @@ __all__ = [
     "class_prior",
     "component_counts",
     "confusion_matrix",
+    "count_scores",
     "fit_layout",
     "image_anomaly_scores",
     "image_counts",
@@ -98,19 +99,21 @@ def image_counts(confusion):
     return torch.stack([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)], dim=-2)
 
 
-def segmentation_scores(confusion, classes=None):
-    """All closed-set figures of a (C, C) confusion matrix [target, prediction], as fractions.
+def segmentation_scores(confusion):
+    """All closed-set figures of a (C, C) confusion matrix [target, prediction], as fractions: `count_scores`."""
+    return count_scores(image_counts(confusion))
 
-    classes: the ids that the evaluated set labels, None for all. Others have no IoU; to answer one is an error.
+
+def count_scores(counts):
+    """All closed-set figures of (3, C) summed `image_counts`, as fractions.
 
     Returns a dict: iou (per class, None where a class is in neither targets nor predictions), miou over the
     classes_averaged other ones, pixel_accuracy, mean_accuracy over the classes in the targets, fwiou (IoU weighted by
     target pixels), active_classes (how many have IoU > 0.01), spurious_classes (indices of classes predicted though
     absent from the targets: they count 0 in miou). Without a valid pixel the figures are None.
     """
-    hit, target, predicted = (row.tolist() for row in image_counts(confusion))
-    labelled = range(len(hit)) if classes is None else classes
-    union = [t + p - h if c in labelled else 0 for c, (h, t, p) in enumerate(zip(hit, target, predicted, strict=True))]
+    hit, target, predicted = (row.tolist() for row in counts)
+    union = [t + p - h for h, t, p in zip(hit, target, predicted, strict=True)]
     iou = [h / u if u else None for h, u in zip(hit, union, strict=True)]
     averaged = [value for value in iou if value is not None]
     accuracies = [h / t for h, t in zip(hit, target, strict=True) if t]

@@ -73,21 +73,24 @@ class Seen:
     answers: np.ndarray
 
 
-def cross_dataset(predictor, classes, sets, *, count=64, batch_size=8, workers=0, progress=None):
+def cross_dataset(predictor, classes, sets, *, space=None, count=64, batch_size=8, workers=0, progress=None):
     """How much of a model's score is left on other sets, and why: a `Finding` for each set but the first, "cross.NAME".
 
     classes: the model's class names. sets: {name: (Split to measure on, that set's own training targets on the layout
     grid (N, rows, columns) uint8)}; the first is the reference, normally the set that the model was trained on. Each
     comparison is made over the classes that model, reference and set share by name (`data_spaces.common_names`);
-    pixels of other classes count as void. count: images of each, evenly spaced. progress(done, total): images.
+    pixels of other classes count as void. space: the model's `LabelSpace`, which may merge some; None: nothing is
+    merged. count: images of each, evenly spaced. progress(done, total): images.
     """
-    model = common_names(classes)
+    common = space.common_names if space else common_names
+    model = common(classes)
     passes = 2 * len(sets) - 1  # each set once, each but the first once more if it has to be moved
     names, seen, findings = list(sets), {}, []
 
     def look(part, split, layouts, move=None):
         tell = progress and (lambda done, all_: progress(part * all_ + done, passes * all_))
-        return _look(predictor, split, layouts, count, move, tell, batch_size=batch_size, workers=workers)
+        own = common(split.spec.classes)
+        return _look(predictor, split, own, layouts, count, move, tell, batch_size=batch_size, workers=workers)
 
     for part, (name, (split, layouts)) in enumerate(sets.items()):
         seen[name] = look(part, split, layouts)
@@ -98,8 +101,11 @@ def cross_dataset(predictor, classes, sets, *, count=64, batch_size=8, workers=0
     return findings
 
 
-def _look(predictor, split, layouts, count, move, tell, **options):
-    """The model's answers on an even sample of a split, the images moved before they enter, the answers moved back."""
+def _look(predictor, split, names, layouts, count, move, tell, **options):
+    """The model's answers on an even sample of a split, the images moved before they enter, the answers moved back.
+
+    names: the common ones of the split's classes.
+    """
     indices = sorted(set(np.linspace(0, len(split) - 1, count).round().astype(int).tolist()))
     own, known = split.spec.num_classes, predictor.num_classes
     larger = max(own, known)
@@ -114,7 +120,6 @@ def _look(predictor, split, layouts, count, move, tell, **options):
         answers.append(metrics.shrink_nearest(labels.numpy(), layouts.shape[1:]))
         if tell:
             tell(done, len(indices))
-    names = common_names(split.spec.classes)
     return Seen(split, names, indices, layouts, confusion[:own, :known], np.stack(targets), np.stack(answers))
 
 

@@ -77,11 +77,11 @@ def read_args(parser, words=None):
             raise UserError("the run directory already holds a run", args.run_dir, remedy)
         return args, None
     last = checkpoint.load_last(args.run_dir)
-    saved = last["config"]
-    changed = [n for n in sorted(parser.given - FREE_ON_RESUME) if getattr(args, n) != saved.get(n)]
+    saved = {**{name: parser.get_default(name) for name in vars(args)}, **last["config"]}  # flags that came later
+    changed = [n for n in sorted(parser.given - FREE_ON_RESUME) if getattr(args, n) != saved[n]]
     if changed:
         name = changed[0]
-        what = f"--{name.replace('_', '-')} {getattr(args, name)} differs from the run's {saved.get(name)}"
+        what = f"--{name.replace('_', '-')} {getattr(args, name)} differs from the run's {saved[name]}"
         raise UserError(what, args.run_dir, "leave it out to go on with the run, or start another --run-dir")
     kept = {name: getattr(args, name) for name in parser.given & FREE_ON_RESUME}
     return Namespace(**{**vars(args), **saved, **kept, "run_dir": args.run_dir, "resume": True}), last

@@ -29,7 +29,8 @@ def test_common_names():
     assert common_names(cityscapes) == list(cityscapes)
     assert {*common_names(camvid)} <= {*cityscapes}
     assert {*common_names(camvid)} - {*common_names(streets)} == {"rider"}
-    assert common_names(["sky", "unlabeled"]) == ["sky", "unlabeled"]
+    assert common_names(["sky", "unlabeled", "road line"])[:2] == ["sky", "unlabeled"]
+    assert common_names(["unlabeled", "road", "car"])[0] == "unlabeled"  # StreetHazards' alone is the sky
     assert common_names(["Traffic_Sign", " sign-symbol "]) == ["traffic sign", "traffic sign"]
 
 
@@ -96,6 +97,13 @@ def test_a_set_of_anomalies_alone_is_seen_in_any_space():
     assert declared_names(seen) == []
 
 
+def test_normal_stays_normal_for_a_model_with_classes_held_out():
+    space = LabelSpace(("road", "car", "rider"))
+    seen = data.hold_out(translate(data_specs.SPECS["road_anomaly"][0], space), ["rider"])
+    assert seen.values == {0: data.NORMAL, 2: 2}
+    assert seen.classes == ("road", "car")
+
+
 def test_what_a_set_does_not_label_apart_counts_as_what_it_does():
     streets = build_space("own", [STREETS])
     table = answer_table(translate(CAMVID, streets))
@@ -134,7 +142,9 @@ def test_sets_folders_and_shares_are_read():
         ("camvid:0,streets:1", None, "share '0' of camvid"),
         ("camvid:nan,streets:1", None, "share 'nan' of camvid"),
         ("camvid,streets", "A", "1 folders for 2 sets.*give one for each, in the order of --dataset"),
-        ("camvid,camvid", None, "camvid stands there twice"),
+        ("camvid,camvid", None, "camvid and camvid hold the same images"),
+        ("camvid,camvid", "a/../b,b", "camvid and camvid hold the same images"),
+        ("acdc/fog,acdc/night,acdc", None, "acdc/fog and acdc hold the same images"),
         ("camvit", None, "unknown data set 'camvit'.*did you mean 'camvid'"),
         ("", None, "unknown data set ''"),
         ("camvid,streets,", "A,B,C", "3 folders for 2 sets"),

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import checkpoint
 import data
 import data_specs
 import engine
+import engine_evaluate
+import evaluate as evaluate_script
 import metrics
 
 
@@ -136,14 +140,96 @@ def test_another_set_counts_only_the_classes_it_labels(joint, tmp_path):
     assert result["iou"]["red"] == pytest.approx(hit / union)
 
 
+def test_an_image_is_rated_alike_alone_and_among_all(joint, tmp_path):
+    """Also where a set does not label all classes: the third here, of which the other set has many."""
+    run, first, _ = joint
+    other = rename(write_folder_set(tmp_path / "other"), ["red", "green", "moss"])
+    result, _ = evaluate(run, tmp_path / "out", "--dataset", "folder,folder", "--data-dir", f"{first},{other}")
+    alone = {file: row for one in result["sets"].values() for file, row in one["per_image"].items()}
+    assert alone == result["per_image"]
+    assert result["sets"][f"folder {other.as_posix()}"]["iou"]["blue"] is None
+    assert result["iou"]["blue"] == result["sets"][f"folder {first.as_posix()}"]["iou"]["blue"]
+
+
+def test_another_folder_is_another_set(trained, tmp_path):
+    """Told by its folder: with a floor of its own, its classes by name, and the run's figures left alone."""
+    run, own = shutil.copytree(trained[0], tmp_path / "run"), trained[1]
+    other = rename(write_folder_set(tmp_path / "other", size=(30, 60), seed=5), ["green", "red", "sky"])
+    command = ("evaluate.py", "--ckpt", run / "best.pth", "--panels", 0, "--workers", 0)
+    assert run_script(*command).returncode == 0
+    before = (run / "evaluation.json").read_bytes()
+    done = run_script(*command, "--dataset", "folder", "--data-dir", other)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "folder" / "evaluation.json").read_text())
+    assert result["own_layout_floor"] is not None
+    assert result["protocol"]["void_by_name"] == ["sky"]
+    assert f"--cross-dataset folder:{other.as_posix()}" in done.stdout
+    assert (run / "evaluation.json").read_bytes() == before
+    done = run_script(*command, "--dataset", "folder", "--data-dir", own)  # the set itself
+    assert json.loads((run / "evaluation.json").read_text())["own_layout_floor"] is None
+    assert "--cross-dataset" not in done.stdout
+
+
+def test_one_of_two_sets_of_a_name_has_to_be_told_which(joint, tmp_path):
+    run, first, _ = joint
+    words = ("--ckpt", run / "best.pth", "--dataset", "folder", "--out", tmp_path)
+    done = run_script("evaluate.py", *words)
+    assert done.returncode == 2
+    assert "the model was trained on 2 sets named folder at --dataset; say which with --data-dir" in done.stderr
+    result, _ = evaluate(run, tmp_path, "--dataset", "folder", "--data-dir", first)
+    assert result["images"] == 3
+
+
+def test_the_floor_gets_what_the_answers_get(tmp_path):
+    """A layout of "road line" alone, on a set whose only road is "road", has its road right."""
+    root = rename(write_folder_set(tmp_path / "set", classes=2), ["road", "car"])
+    spec = data.translate(data_specs.folder_spec(root), data.LabelSpace(("road", "road line", "car")))
+    split = data.open_split(spec, root, "test")
+    totals = engine_evaluate.Totals(3, classes=data.declared_classes(spec))
+    table = torch.from_numpy(data.answer_table(spec))
+    for i in range(3):
+        target = torch.from_numpy(split.read_target(i).copy())
+        found = engine_evaluate.Prediction(table[torch.ones_like(target).long()], torch.ones(target.shape), {})
+        totals.add(i, target, found)
+    predictor = engine.Predictor(Lines(), 3, data.Geometry([40, 56]), torch.device("cpu"))
+    judged = engine.evaluate(predictor, split, layout_map=np.ones(metrics.GRID, np.uint8))
+    assert judged.layout_floor() == totals.scores()["miou"] > 0
+
+
+def test_safe_miou_is_of_sets_that_label_all_of_idds_classes():
+    idd, camvid = (data_specs.SPECS[name][0] for name in ("idd", "camvid"))
+    space = data.build_space("own", [idd])
+    totals = engine_evaluate.Totals(26)
+    totals.confusion += torch.eye(26, dtype=torch.int64)
+    both = data.join([idd, data.translate(camvid, space)], [Path("a"), Path("b")], [None, None])
+    assert evaluate_script.safe_figures(totals, idd, idd.classes)["safe_miou"] == 1.0
+    assert evaluate_script.safe_figures(totals, data.translate(camvid, space), idd.classes) == {}
+    assert evaluate_script.safe_figures(totals, both, idd.classes) == {}
+
+
+def test_a_wrong_name_costs_the_doctor_nothing(joint, tmp_path):
+    run, first, _ = joint
+    words = ("--ckpt", run / "best.pth", "--only", "log", "--out", tmp_path)
+    done = run_script("diagnose.py", *words, "--cross-dataset", f"{first},{tmp_path}/none")
+    assert done.returncode == 2
+    assert "diagnose " not in done.stderr  # no probe was begun
+    done = run_script("diagnose.py", *words, "--cross-dataset", f"folder:{first}")
+    assert done.returncode in (0, 1), done.stderr
+    probes = [row["probe"] for row in json.loads((tmp_path / "diagnosis.json").read_text())["findings"]]
+    assert f"cross.folder:{first}" in probes
+
+
+class Lines(torch.nn.Module):
+    """Calls everything class 1."""
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 3, *images.shape[2:])
+        logits[:, 1] = 1.0
+        return {"out": logits}
+
+
 def test_answers_of_the_same_common_name_count_as_the_class_that_is_labelled(tmp_path):
     """A model that calls everything "road line", on a set whose only road is "road"."""
-
-    class Lines(torch.nn.Module):
-        def forward(self, images):
-            logits = torch.zeros(len(images), 3, *images.shape[2:])
-            logits[:, 1] = 1.0
-            return {"out": logits}
 
     root = rename(write_folder_set(tmp_path / "set", classes=2), ["road", "car"])
     spec = data.translate(data_specs.folder_spec(root), data.LabelSpace(("road", "road line", "car")))

@@ -85,6 +85,18 @@ REAL = (
 )  # fmt: skip
 
 
+def test_a_flag_that_came_later_counts_as_its_default(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    for name in ("last.pth", "best.pth"):
+        content = checkpoint.load_checkpoint(run / name)
+        del content["config"]["label_space"]
+        checkpoint.save_checkpoint(run / name, content)
+    done = run_script("train.py", "--run-dir", run, "--resume", "--label-space", "own")
+    assert done.returncode == 0, done.stderr
+    done = run_script("train.py", "--run-dir", run, "--resume", "--label-space", "driving19")
+    assert "--label-space driving19 differs from the run's own" in done.stderr
+
+
 def start(run, *args):
     command = [sys.executable, str(ROOT / "train.py"), "--run-dir", str(run), *map(str, args)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
