@@ -43,6 +43,16 @@ def test_each_way_of_asking_chooses_its_probes():
     assert not choose("--ckpt", "x.pth", "--cross-dataset", "camvid")
 
 
+def test_what_asks_for_masks_alone_opens_no_image(folder_set, tmp_path, monkeypatch):
+    for path in (folder_set / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    words = ("--dataset", "folder", "--data-dir", folder_set, "--out", tmp_path, "--only")
+    assert run(monkeypatch, *words, "classes,layout_floor") == 0
+    assert {name: one["verdict"] for name, one in findings_of(tmp_path).items()}["data.layout_floor"] != "skip"
+    assert run(monkeypatch, *words, "files,classes,layout_floor") == 1
+    assert findings_of(tmp_path)["data.files"]["cause"] == "unreadable_files"
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_ours_leaves_findings_pictures_and_weights_that_train_reads(
     trained, tmp_path, monkeypatch, capsys
