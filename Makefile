@@ -1,10 +1,11 @@
 # honestseg: `make` alone renders the embedded scenes, trains, diagnoses, evaluates, and ends with the report's path.
 # `make help` explains targets and variables.
 
+comma   := ,
 DATASET ?= streets
-DATA    ?= data/$(DATASET)
+DATA    ?= $(if $(filter streets,$(DATASET)),data/streets)
 RECIPE  ?= $(wildcard recipes/$(DATASET).args)
-RUN     ?= runs/$(DATASET)
+RUN     ?= runs/$(subst /,-,$(subst $(comma),+,$(DATASET)))
 DEVICE  ?= auto
 ARGS    ?=
 TABLE   ?= imbalance
@@ -12,7 +13,8 @@ VENV    ?= .venv
 PYTHON  ?= python3
 
 PY      := $(VENV)/bin/python
-TRAIN   := $(PY) train.py $(addprefix @,$(RECIPE)) --dataset $(DATASET) --data-dir $(DATA) --run-dir $(RUN) --device $(DEVICE)
+AT      := $(if $(DATA),--data-dir $(DATA))
+TRAIN   := $(PY) train.py $(addprefix @,$(RECIPE)) --dataset $(DATASET) $(AT) --run-dir $(RUN) --device $(DEVICE)
 
 .PHONY: all help setup download train diagnose evaluate test bench ablation clean
 .DEFAULT_GOAL := all
@@ -25,8 +27,8 @@ help: ## this text
 	@echo "targets:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
 	@echo "variables (make train DATASET=camvid DATA=~/camvid):"
-	@echo "  DATASET   which data set, and by default which recipe, run folder and data folder   ($(DATASET))"
-	@echo "  DATA      where it lies                                                             ($(DATA))"
+	@echo "  DATASET   which data set or sets (A,B), and by default which recipe and run folder     ($(DATASET))"
+	@echo "  DATA      where it lies, or they (DIR,DIR)                                          ($(or $(DATA),data/NAME))"
 	@echo "  RECIPE    file of flags                                                             ($(RECIPE))"
 	@echo "  RUN       run folder                                                                ($(RUN))"
 	@echo "  DEVICE    auto, cpu, cuda, cuda:N                                                   ($(DEVICE))"
@@ -45,7 +47,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 download: $(VENV)/.installed ## put DATASET into DATA
-	$(PY) download.py $(DATASET) --data-dir $(DATA) $(ARGS)
+	$(PY) download.py $(DATASET) $(AT) $(ARGS)
 
 ifeq ($(DATASET),streets)
 $(DATA): | $(VENV)/.installed
@@ -87,7 +89,7 @@ bench: $(VENV)/.installed ## benchmarks of speed against the plain recipe
 	$(PY) benchmarks/throughput.py $(ARGS)
 
 ablation: $(VENV)/.installed ## a table of what choices are worth: TABLE=imbalance (streets), pyramid, remedies (DATASET=camvid)
-	$(PY) benchmarks/ablation.py $(TABLE) --data-dir $(DATA) --device $(DEVICE) $(ARGS)
+	$(PY) benchmarks/ablation.py $(TABLE) --data-dir $(or $(DATA),data/$(DATASET)) --device $(DEVICE) $(ARGS)
 
 clean: ## remove the run folder RUN
 	rm -rf $(RUN)

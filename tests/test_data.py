@@ -11,6 +11,7 @@ from PIL import Image
 import data
 import data_audit
 import data_specs
+import probes
 from flags import UserError
 
 GRID = (12, 16)
@@ -353,6 +354,88 @@ def test_unknown_labels_name_value_count_file_and_likely_cause(folder_set, chang
     assert cause in str(error)
     assert str(split.pairs[0][1]) in str(error)
     assert "in 8 files" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "texts"),
+    [
+        (np.array([[0, 70000], [1, 0]], np.int32), ["label 70000 (1 pixels)"]),
+        (np.array([[0, -5], [1, -5]], np.int32), ["label -5 (2 pixels)"]),
+        (np.array([[0, 0.5], [1, 2]], np.float32), ["label 0.5 (1 pixels)"]),
+        (np.array([[0, 1.5], [-7, 1234567]], np.float32), ["label -7 (1 pixels), 1.5 (1 pixels), 1234567 (1 pixels)"]),
+    ],
+)
+@pytest.mark.parametrize("declared", ["names", "values", "colours"])
+def test_values_that_are_no_class_number_stay_what_they_are(folder_set, pixels, texts, declared):
+    content = {"names": ["a", "b", "c"],
+               "values": ["a", "b", {"name": "c", "values": [2, 65535]}],
+               "colours": [{"name": name, "color": [i, 9, 9]} for i, name in enumerate("abc")]}[declared]  # fmt: skip
+    (folder_set / "classes.json").write_text(json.dumps({"classes": content}))
+    split = open_folder(folder_set)
+    mask = split.pairs[0][1].with_suffix(".tif")
+    split.pairs[0][1].unlink()
+    Image.fromarray(pixels).save(mask)
+    target, values = data.read_labels(mask, split.spec)
+    whole = (pixels == pixels.round()) & (pixels >= 0) & (pixels <= 2)
+    assert np.array_equal(target, np.where(whole, pixels, data.UNKNOWN))
+    assert np.array_equal(values, pixels)
+    with pytest.raises(UserError) as caught:
+        data.read_target(mask, split.spec)
+    for part in (*texts, "0 to 65535", mask.name):
+        assert part in str(caught.value)
+    assert "rgb" not in str(caught.value)
+    assert "colours" not in str(caught.value)
+    audit = data_audit.audit(open_folder(folder_set), GRID, images=False)
+    assert audit.fault()[0] == "unknown_labels"
+    finding = probes.audit_files({"train": audit})
+    assert (finding.verdict, finding.cause) == ("fail", "unknown_labels")
+    assert "colours" not in finding.why
+
+
+def test_numbers_stored_wide_are_read_as_they_are(folder_set):
+    split = open_folder(folder_set)
+    for dtype in (np.int32, np.float32, np.uint16):
+        path = folder_set / f"{np.dtype(dtype)}.tif"
+        Image.fromarray(np.array([[0, 1], [2, 255]], dtype)).save(path)
+        assert data.read_target(path, split.spec).tolist() == [[0, 1], [2, 255]]
+    Image.fromarray(np.array([[0, np.nan]], np.float32)).save(path)
+    with pytest.raises(UserError, match="cannot read mask"):
+        data.read_target(path, split.spec)
+
+
+def test_masks_of_one_bit_are_numbers(folder_set):
+    (folder_set / "classes.json").write_text('{"classes": ["a"], "void": []}')
+    spec = data_specs.build_spec("folder", folder_set)
+    path = folder_set / "bit.png"
+    Image.fromarray(np.array([[False, True]])).save(path)
+    with pytest.raises(UserError, match=r"label 1 \(1 pixels\)"):
+        data.read_target(path, spec)
+    (folder_set / "classes.json").write_text('{"classes": ["a", "b"]}')
+    assert data.read_target(path, data_specs.build_spec("folder", folder_set)).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"classes": [{"name": "a", "values": [1e400]}]}', "infinity"),
+        ('{"classes": "abc"}', "no list"),
+        ('{"classes": {"a": 1}}', "no list"),
+        ('{"classes": ["a", "b"], "label_map": {"7": "zz"}}', "'zz'"),
+        ('{"classes": ["a", "b"], "void": [255.7]}', "255.7"),
+        ('{"classes": [{"name": "a", "values": [0.5]}]}', "0.5"),
+    ],
+)
+def test_what_is_wrong_in_a_classes_json_is_named(folder_set, content, message):
+    (folder_set / "classes.json").write_text(content)
+    with pytest.raises(UserError, match="classes.json cannot be used") as caught:
+        data_specs.build_spec("folder", folder_set)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classes_json_may_begin_with_a_byte_order_mark(folder_set):
+    (folder_set / "classes.json").write_text('\ufeff{"classes": ["a", "b"]}', encoding="utf-8")
+    assert data_specs.build_spec("folder", folder_set).classes == ("a", "b")
 
 
 def test_jpeg_masks_are_named_as_such(folder_set):

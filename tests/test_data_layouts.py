@@ -6,7 +6,8 @@ The tables of what a number means are the test's own, by name.
 import json
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from test_errors import is_one_error_line, run
 
 import data
 import data_audit
+import data_codings
+import data_driving
 import data_specs
 import evaluate
 import probes
@@ -545,14 +548,33 @@ def test_voc_masks_turned_to_grey(tmp_path):
     assert "the colours of voc's palette turned to shades of grey" in str(error)
 
 
-def test_a_first_class_that_50_images_lack_is_a_shift_by_one():
-    spec = data_specs.SPECS["cocostuff"][0]
-    seen = dict.fromkeys([*range(1, 182), 255], 100)
+COCO_STUFF = data_specs.SPECS["cocostuff"][0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "first"),
+    [(data_specs.CAMVID, "sky"), (data_specs.CITYSCAPES, "road"), (data_specs.SPECS["idd"][0], "road"),
+     (data_specs.VOC, "background")],
+    ids=lambda part: getattr(part, "name", part),
+)  # fmt: skip
+def test_a_first_class_that_50_images_lack_is_a_shift_by_one(spec, first):
+    """Only where the set has that class in nearly every image."""
+    seen = dict.fromkeys(range(1, spec.num_classes), 100)
     cause, words, _ = data.hidden_fault(seen, 50, spec)
     assert cause == "one_based_labels"
-    assert "no pixel of person" in words
+    assert f"no pixel of {first}" in words
     assert data.hidden_fault(seen, 49, spec) is None
     assert data.hidden_fault({**seen, 0: 1}, 50, spec) is None
+
+
+def test_cocostuff_masks_of_its_json_ids_show_things_that_are_never_labelled():
+    cause, words, remedy = data.hidden_fault(dict.fromkeys([*range(1, 182), 255], 100), 3, COCO_STUFF)
+    assert cause == "one_based_labels"
+    assert "street sign, hat, shoe" in words
+    assert "255" in remedy
+    labelled = [i for i, name in enumerate(COCO_STUFF.classes) if name not in data_codings.NEVER_LABELLED]
+    assert len(labelled) == 171
+    assert data.hidden_fault(dict.fromkeys([*labelled[1:], 255], 100), 5000, COCO_STUFF) is None  # nobody in it
 
 
 def test_what_a_healthy_split_may_lack_is_no_fault():
@@ -565,13 +587,155 @@ def test_what_a_healthy_split_may_lack_is_no_fault():
     train_ids = data_specs.CITYSCAPES
     assert data.hidden_fault(dict.fromkeys(range(19), 100), 500, train_ids) is None  # no void at all
     assert data.hidden_fault(dict.fromkeys(range(1, 151), 100), 500, data_specs.ADE20K) is None
+    assert data.hidden_fault(dict.fromkeys([0, 2, 3, 5, 7], 100), 500, data_specs.ADE20K) is None  # no wall outdoors
+    export = replace(data_specs.VOC, classes=("background", "weed", "crop"), values={0: 0, 1: 1, 2: 2, 255: 255})
+    assert data.hidden_fault({1: 100, 2: 100}, 500, export) is None  # a tool names a background that nobody uses
 
 
-def test_held_out_classes_and_label_spaces_are_not_judged_by_what_they_lack(tmp_path):
-    seen = dict.fromkeys(range(2, 12), 100)
-    assert data.hidden_fault(seen, 100, data_specs.hold_out(data_specs.CAMVID, ["sky", "building"])) is None
-    space = data.LabelSpace(("pole", "car"))
-    assert data.hidden_fault(seen, 100, data.translate(data_specs.CAMVID, space)) is None
+def test_a_mapillary_without_curbs_is_healthy(tmp_path):
+    names = ["animal--bird", "construction--barrier--curb", "construction--flat--road", "human--person", "nature--sky"]
+    (tmp_path / "config.json").write_text(config(names))
+    spec = replace(data_specs.SPECS["mapillary"][2], asks="config.json")
+    spec = data_driving.read_mapillary(spec, tmp_path)
+    assert spec.values[1] == 1
+    assert data.hidden_fault({0: 5, 2: 100, 3: 100, 4: 100}, 500, spec) is None
+
+
+@pytest.mark.parametrize("view", ["own", "driving11", "driving19", "held out"])
+def test_a_wrong_coding_is_told_in_every_label_space(view, tmp_path):
+    """It is the set's own coding that masks are in, whatever it is then seen as."""
+    case = BY_ID["cityscapes-labelIds"]
+    recode(case, tmp_path, range(19))
+    audit = audit_seen_as(case.name, tmp_path, view)
+    assert audit.fault()[0] == "mapped_twice"
+    assert "13 of 19 classes" in str(audit.error())
+    healthy = BY_ID["cityscapes-labelTrainIds"]
+    healthy.write(tmp_path / "healthy")
+    assert audit_seen_as("cityscapes", tmp_path / "healthy", view).fault() is None
+
+
+def test_label_spaces_and_held_out_classes_are_judged_by_the_sets_own_coding():
+    seen = dict.fromkeys(range(1, 11), 100)
+    for spec in (data_specs.hold_out(data_specs.CAMVID, ["sky", "building"]),
+                 data.translate(data_specs.CAMVID, data.LabelSpace(("pole", "car"))),
+                 data_specs.hold_out(data.translate(data_specs.CAMVID, data.LabelSpace(("pole", "car"))), ["car"]),
+                 data_specs.hold_out(data_specs.CAMVID, ["car"]).of_split("train")):  # fmt: skip
+        assert spec.own is data_specs.CAMVID
+        assert data.hidden_fault(seen, 50, spec)[0] == "one_based_labels"
+        assert data.hidden_fault({**seen, 0: 9}, 50, spec) is None
+        assert data.starts_at_one(seen, spec)
+        assert data.likely_cause({12: 5}, dict.fromkeys(range(1, 13), 5), "m.png", spec)[0] == "one_based_labels"
+
+
+def audit_seen_as(name, root, view):
+    """The train split's audit of a set in a label space, or with classes held out."""
+    names = {"label_space": "own", "anomaly_classes": "bus,train"} if view == "held out" else {"label_space": view,
+             "anomaly_classes": ""}  # fmt: skip
+    spec, root = data.open_dataset(SimpleNamespace(dataset=name, data_dir=str(root), **names))
+    return data_audit.audit(data.open_split(spec, root, "train"), GRID)
+
+
+# StreetHazards as its masks are, pixels in 1000 of each value: none is 0.
+STREETS_SHARES = dict(zip(range(1, 15), (166, 192, 14, 15, 3, 30, 30, 290, 67, 86, 84, 20, 3, 30), strict=True))
+
+
+@pytest.mark.parametrize("name", ["streets", "streethazards"])
+def test_street_masks_already_reduced_by_one(name):
+    spec = data_specs.SPECS[name][0]
+    trained = {v: n for v, n in STREETS_SHARES.items() if v < 14}
+    for split, seen in (("train", trained), ("val", trained), ("test", STREETS_SHARES)):
+        reduced = {v - 1: n for v, n in seen.items()}
+        cause, words, _ = data.hidden_fault(reduced, 20, spec, split)
+        assert cause == "mapped_twice"
+        assert "0 on 1" in words
+        assert data.hidden_fault(reduced, 19, spec, split) is None
+        assert data.hidden_fault(seen, 500, spec, split) is None
+    driving = data.translate(spec, data.build_space("driving11", [spec]))
+    assert data.hidden_fault({v - 1: n for v, n in trained.items()}, 20, driving, "train")[0] == "mapped_twice"
+    no_signs = {v: n for v, n in trained.items() if v < 13}
+    assert data.hidden_fault(no_signs, 500, spec, "train") is None
+    assert data.hidden_fault({**no_signs, 0: 20}, 500, spec, "train") is None  # a few pixels of void
+    assert data.hidden_fault({**trained, 0: 200}, 500, spec, "train") is None  # the bonnet made void
+    assert data.hidden_fault({**STREETS_SHARES, 0: 200}, 500, spec, "test") is None
+    few = {0: 200, 1: 100, 2: 100, 8: 300}
+    assert data.hidden_fault(few, 500, spec, "train") is None  # hardly any class
+
+
+@pytest.mark.parametrize(
+    ("spec", "seen", "unknown", "cause", "parts"),
+    [
+        (data_specs.SPECS["bdd100k"][0], {0: 100, **dict.fromkeys(range(1, 20), 300)}, 19, "one_based_labels",
+         ["start at 1, with 0 for void", "subtract 1", "255"]),
+        (data_specs.CITYSCAPES, {0: 400, **dict.fromkeys(range(1, 20), 50)}, 19, "unknown_labels",
+         ["19 after the last class", "write void as 255"]),
+        (COCO_STUFF, dict.fromkeys(range(183), 100), 182, "one_based_labels",
+         ["0 for unlabeled", "subtract 1", "becomes 255"]),
+        (data_specs.CAMVID, dict.fromkeys([*range(11), 255], 9), 255, "unknown_labels",
+         ["255 for void", "camvid's own void is 11", "another export"]),
+        (data_specs.ADE20K, dict.fromkeys([5, 200, 255], 9) | {1: 4}, 255, "unknown_labels", ["own void is 0"]),
+    ],
+)  # fmt: skip
+def test_void_by_another_number_than_the_sets(spec, seen, unknown, cause, parts):
+    found, words, remedy = data.likely_cause({unknown: seen[unknown]}, seen, "m.png", spec)
+    assert found == cause
+    assert "classes.json" not in remedy
+    for part in parts:
+        assert part in f"{words}: {remedy}"
+
+
+def test_a_label_space_without_place_for_what_occurs_is_the_cause_of_no_labels(tmp_path):
+    case = BY_ID["folder"]
+    recode(case, tmp_path, [2])
+    audit = audit_seen_as("folder", tmp_path, "own")
+    audit.split = replace_spec(audit.split, data.LabelSpace(("sky", "ground")))
+    audit = data_audit.audit(audit.split, GRID)
+    cause, error = audit.fault()
+    assert cause == "no_labels"
+    for part in ("split train of folder", str(tmp_path), "none of its classes that occur has a place", "--label-space"):
+        assert part in str(error)
+
+
+def replace_spec(split, space):
+    return data.open_split(data.translate(split.spec, space), split.root, split.name)
+
+
+def test_masks_of_void_alone_name_set_and_folder(tmp_path):
+    case = BY_ID["folder"]
+    recode(case, tmp_path, [255])
+    cause, error = audits_of("folder", tmp_path, ["train"])[0].fault()
+    assert cause == "no_labels"
+    assert f"split train of folder at {tmp_path / 'masks' / 'train'}; all masks are void" in str(error)
+    recode(case, tmp_path, [1])
+    spec = data_specs.hold_out(data_specs.build_spec("folder", tmp_path), ["ground"])
+    error = data_audit.audit(data.open_split(spec, tmp_path, "train"), GRID).error()
+    assert "hold fewer classes out" in str(error)
+
+
+def test_black_and_white_masks_whose_white_is_void_by_default(tmp_path):
+    case = Case(**{**vars(BY_ID["folder"]), "files": {"classes.json": '{"classes": ["wall", "crack"]}'}})
+    recode(case, tmp_path, [0, 255])
+    cause, error = audits_of("folder", tmp_path, ["train"])[0].fault()
+    assert cause == "unknown_labels"
+    for part in ("black and white", "second class is 1", '"values": [255]', '"void": []'):
+        assert part in str(error)
+    (tmp_path / "classes.json").write_text(
+        '{"classes": ["wall", {"name": "crack", "values": [255]}], "void": []}'
+    )
+    assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
+    recode(case, tmp_path, [0, 1, 255])  # 255 is void beside both classes
+    assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
+    recode(BY_ID["folder"], tmp_path, [0, 255])  # one of three classes, and void
+    assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
+
+
+def test_a_missing_condition_is_told_in_the_form_that_lies_there(tmp_path):
+    case = BY_ID["acdc-rgb_anon_trainvaltest/rgb_anon-labelTrainIds"]
+    case.write(tmp_path)
+    shutil.rmtree(tmp_path / "rgb_anon_trainvaltest" / "rgb_anon" / "snow")
+    for name in ("acdc", "acdc/snow"):
+        with pytest.raises(UserError, match="rgb_anon_trainvaltest/rgb_anon/") as caught:
+            audits_of(name, tmp_path, ["train"])
+        assert "expect" in str(caught.value)
 
 
 # ---- bad input
