@@ -1,11 +1,10 @@
 # honestseg: `make` alone renders the embedded scenes, trains, diagnoses, evaluates, and ends with the report's path.
 # `make help` explains targets and variables.
 
-comma   := ,
 DATASET ?= streets
 DATA    ?= $(if $(filter streets,$(DATASET)),data/streets)
 RECIPE  ?= $(wildcard recipes/$(DATASET).args)
-RUN     ?= runs/$(subst /,-,$(subst $(comma),+,$(DATASET)))
+RUN     ?= runs/$(shell printf %s '$(DATASET)' | sed 's/:[^,]*//g; s/,/+/g; s|/|-|g')
 DEVICE  ?= auto
 ARGS    ?=
 TABLE   ?= imbalance
