@@ -150,13 +150,14 @@ def read_labels(path, spec):
     """Decode a mask file into train ids.
 
     Returns target (H, W) uint8, UNKNOWN (254) where the value is neither a class nor void, and the mask's own values
-    (H, W): numbers, or r·65536 + g·256 + b for a mask drawn in colours.
+    (H, W): numbers, float64 where one is negative, fractional or beyond 65535; or r·65536 + g·256 + b for a mask drawn
+    in colours.
     Raises UserError for an unreadable file.
     """
     try:
         with Image.open(path) as mask:
             coloured = mask.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr") or _palette_is_declared(mask, spec)
-            values = _read_colours(mask) if coloured else np.asarray(mask)
+            values = _read_colours(mask) if coloured else _read_numbers(mask)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read mask ({error})", path, "the file is damaged or no image; replace it") from None
     if coloured and spec.colours:
@@ -168,13 +169,37 @@ def read_labels(path, spec):
     if values.dtype == np.uint8:  # the same as below, several times as fast
         target = bytearray(values).translate(spec.value_table[:256].tobytes())
         return np.frombuffer(target, np.uint8).reshape(values.shape), values
-    return spec.value_table[np.clip(values.astype(np.int32), 0, 65535)], values
+    if values.dtype.kind != "f":
+        return spec.value_table[values], values
+    fits = _are_class_numbers(values)
+    target = spec.value_table[np.where(fits, values, 0).astype(np.int32)]
+    return np.where(fits, target, np.uint8(UNKNOWN)), values
 
 
 def _read_colours(mask):
     """A PIL image's colours as numbers r·65536 + g·256 + b, (H, W) int32."""
     rgb = mask if mask.mode == "RGB" else mask.convert("RGB")
     return np.frombuffer(rgb.tobytes("raw", "BGRX"), "<i4").reshape(mask.height, mask.width)  # X is 0
+
+
+def _read_numbers(mask):
+    """A PIL image's numbers (H, W): of whole type, or float64 where one of them can be no class.
+
+    Raises ValueError where one is no number at all.
+    """
+    values = np.asarray(mask)
+    if values.dtype == bool:
+        return (values.view(np.uint8) != 0).astype(np.uint8)  # PIL keeps one bit a pixel as 0 and 255
+    if values.dtype.kind == "u":
+        return values
+    if not np.isfinite(values).all():
+        raise ValueError("some of its pixels are no numbers")
+    return values.astype(np.int32 if _are_class_numbers(values).all() else np.float64)
+
+
+def _are_class_numbers(values):
+    """Which numbers a class can have, (H, W) bool: whole ones from 0 to 65535."""
+    return (values >= 0) & (values <= 65535) & (values % 1 == 0)
 
 
 def _palette_is_declared(mask, spec):

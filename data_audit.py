@@ -25,6 +25,7 @@ from data import (
     read_labels,
     starts_at_one,
 )
+from data_spaces import codes
 from data_specs import UNKNOWN, VOID
 from flags import UserError, warn
 
@@ -99,13 +100,29 @@ class Audit:
                 what, remedy="anomalies belong in the test split only; relabel or remove them"
             )
         if not self.counts.any():
-            what = f"no labelled pixel in split {self.split.name}"
-            return "no_labels", UserError(what, remedy="all masks are void; fix the masks")
+            return "no_labels", self._no_labels()
         return self._hidden_fault()
+
+    def _no_labels(self):
+        """The error of a split without a labelled pixel: its masks are void, or what is asked for makes them so."""
+        spec = self.split.spec
+        what, where = f"no labelled pixel in split {self.split.name} of {spec.name}", self.split.pairs[0][1].parent
+        own = self._own_classes()
+        if not own:
+            return UserError(what, where, "all masks are void; fix the masks")
+        if own & set(spec.unmapped.values()):
+            remedy = "leave the set out, or choose another --label-space"
+            return UserError(f"{what}: none of its classes that occur has a place in --label-space", where, remedy)
+        return UserError(f"{what}: all classes that occur are --anomaly-classes", where, "hold fewer classes out")
+
+    def _own_classes(self):
+        """The names of the classes that occur by the set's own coding; none where nobody translated or held out any."""
+        own = self.split.spec.own
+        return {own.classes[i] for code, i in codes(own) if i < own.num_classes and self.values[code]} if own else set()
 
     def _hidden_fault(self):
         """Masks in another coding though every value is declared, as (cause, UserError), or None."""
-        found = hidden_fault(self.values, len(self.split), self.split.spec)
+        found = hidden_fault(self.values, len(self.split), self.split.spec, self.split.name)
         if found is None:
             return None
         cause, words, remedy = found

@@ -45,14 +45,14 @@ def with_classes_json(spec, path):
     Raises UserError for a missing or malformed file, a repeated name, value or colour.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = [{"name": e} if isinstance(e, str) else dict(e) for e in content["classes"]]
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = _class_entries(content)
         names = tuple(str(entry["name"]) for entry in entries)
         colours = {_colour(e["color"]): i for i, e in enumerate(entries) if "color" in e}
         values, void_colours = _folder_values(content, entries, names)
     except FileNotFoundError:
         raise UserError("no classes.json", path, FOLDER_HELP) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"classes.json cannot be used ({error!r})", path, FOLDER_HELP) from None
     coloured = sum("color" in entry for entry in entries)
     if void_colours.keys() & colours.keys():
@@ -62,6 +62,20 @@ def with_classes_json(spec, path):
     palette = tuple(_colour(e["color"]) for e in entries) if coloured == len(names) else ()
     own = {**colours, **void_colours} if coloured == len(names) else {}
     return replace(spec, classes=names, palette=palette, values=values, colours=own)
+
+
+def _class_entries(content):
+    """classes.json's classes as a list of dicts. Raises ValueError where they are none."""
+    if not isinstance(content["classes"], list):
+        raise ValueError(f'"classes" is no list but {content["classes"]!r}')
+    return [{"name": e} if isinstance(e, str) else dict(e) for e in content["classes"]]
+
+
+def _mask_value(entry):
+    """A mask value of classes.json as int. Raises ValueError for a fraction, OverflowError for infinity."""
+    if int(entry) != float(entry):
+        raise ValueError(f"mask value {entry} is no whole number")
+    return int(entry)
 
 
 def _colour(entry):
@@ -76,17 +90,19 @@ def _folder_values(content, entries, names):
     values = {}
     for i, entry in enumerate(entries):
         for value in entry.get("values", [i]):
-            if values.setdefault(int(value), i) != i:
+            if values.setdefault(_mask_value(value), i) != i:
                 raise ValueError(f"mask value {value} belongs to two classes")
     void_colours = {}
     for void in content.get("void", [VOID]):
         if isinstance(void, list):
             void_colours[_colour(void)] = VOID
-        elif values.setdefault(int(void), VOID) != VOID:
+        elif values.setdefault(_mask_value(void), VOID) != VOID:
             raise ValueError(
                 f"mask value {void} is void and class {names[values[int(void)]]}; give classes their values"
             )
     for value, name in content.get("label_map", {}).items():
+        if name is not None and name not in names:
+            raise ValueError(f"label_map gives {value} to {name!r}, which is no class")
         values[int(value)] = VOID if name is None else names.index(name)
     if not all(0 <= value < 65536 for value in values):
         raise ValueError("mask values lie between 0 and 65535")

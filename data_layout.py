@@ -32,7 +32,8 @@ class Spec:
     top: the archive's own top folder, where it is still around the set; reader: (spec, root) -> spec, completes a
     declaration by what the set says about itself in a file of its own; asks: a file that reader cannot do without;
     unmapped: code -> name of the classes that `data_spaces.translate` made void; parts: the sets (`data_spaces.Part`)
-    that several sets as one consist of, which then has no coding itself.
+    that several sets as one consist of, which then has no coding itself; own: the set before `translate` or `hold_out`
+    changed its classes, None where none did: by its coding are masks judged.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Spec:
     asks: str = ""
     unmapped: dict = field(default_factory=dict)
     parts: tuple = ()
+    own: "Spec | None" = field(default=None, compare=False)
 
     @property
     def num_classes(self):

@@ -133,13 +133,14 @@ def translate(spec, space):
     train_ids = {VOID: VOID, NORMAL: NORMAL, spec.num_classes: len(space.classes)}
     train_ids |= {old: VOID if place is None else place for old, place in enumerate(places)}
     values, colours = ({code: train_ids[i] for code, i in coding.items()} for coding in (spec.values, spec.colours))
-    unmapped = {code: spec.classes[i] for code, i in _codes(spec) if i < spec.num_classes and places[i] is None}
+    unmapped = {code: spec.classes[i] for code, i in codes(spec) if i < spec.num_classes and places[i] is None}
     palette = tuple(space.palette)
     classes = tuple(space.classes)
-    return replace(spec, classes=classes, palette=palette, values=values, colours=colours, unmapped=unmapped)
+    own = spec.own or spec
+    return replace(spec, classes=classes, palette=palette, values=values, colours=colours, unmapped=unmapped, own=own)
 
 
-def _codes(spec):
+def codes(spec):
     """(mask value as `data_audit` counts it, train id) of a set's whole coding."""
     yield from spec.values.items()
     yield from ((red << 16 | green << 8 | blue, i) for (red, green, blue), i in spec.colours.items())
@@ -149,7 +150,7 @@ def declared_classes(spec):
     """The train ids of known classes that a set's masks can hold: a translated set may have fewer than the space."""
     if spec.parts:
         return sorted({i for part in spec.parts for i in declared_classes(part.spec)})
-    return sorted({i for _, i in _codes(spec) if i < spec.num_classes})
+    return sorted({i for _, i in codes(spec) if i < spec.num_classes})
 
 
 def declared_names(spec):

@@ -89,7 +89,17 @@ def build_spec(text, root):
     if name in IN_FOLDERS:
         return IN_FOLDERS[name](root)
     forms = [narrow(form, subset) for form in SPECS[name]] if subset else SPECS[name]
-    return _complete(next((form for form in forms if len(forms) > 1 and lies_in(root, form)), forms[0]), root)
+    return _complete(_form_there(forms, root) or _other_condition(name, subset, root) or forms[0], root)
+
+
+def _form_there(forms, root):
+    return next((form for form in forms if len(forms) > 1 and lies_in(root, form)), None)
+
+
+def _other_condition(name, subset, root):
+    """The condition in the form in which others of its set lie there, for the error that it does not; or None."""
+    form = _form_there(SPECS[name], root) if subset else None
+    return form and narrow(form, subset)
 
 
 def _complete(spec, root):
@@ -156,4 +166,5 @@ def hold_out(spec, names):
         colours=colours,
         anomaly=spec.anomaly or bool(held_out),
         held_out=frozenset(held_out),
+        own=spec.own or spec,
     )

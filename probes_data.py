@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import data
+import data_codings
 import data_specs
 import losses
 import metrics
@@ -49,7 +50,7 @@ def _faulty_files(audit, cause, error):
     why, exhibits = f"{audit.split.name}: {what}", []
     if audit.unknown and not audit.broken:
         known = 1 - sum(audit.unknown_values.values()) / sum(audit.faulty_values.values())
-        kinds = "colours" if max(audit.faulty_values) > 65535 else "values"
+        kinds = "colours" if any(v > 65535 and isinstance(v, int) for v in audit.faulty_values) else "values"
         holds = f"{len(files)} of {len(audit.split)} masks hold {len(audit.faulty_values)} {kinds}"
         why = f"{audit.split.name}: {holds}, {known:.0%} of their pixels are declared classes or void; {what}"
         evidence |= {"declared_share": known, "distinct_values": len(audit.faulty_values)}
@@ -83,10 +84,10 @@ def _undeclared_exhibit(audit):
 
 def _draw_values(values, path):
     """A mask's own values (H, W) as a picture (H, W, 3) uint8: its colours, or grey with the largest value white."""
-    if values.max() > 65535:
+    if values.max() > 65535 and values.dtype.kind != "f":
         with Image.open(path) as mask:
             return np.asarray(mask.convert("RGB"))
-    grey = (values.astype(np.float32) * (255 / max(1, int(values.max())))).astype(np.uint8)
+    grey = (values.clip(0).astype(np.float32) * (255 / max(1, int(values.max())))).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -253,7 +254,8 @@ def _class_values(spec):
 
 def _starts_at_one(audit):
     """Whether a split lacks the lowest class, and holds the value after the highest one, which is no class."""
-    declared = _class_values(audit.split.spec)
+    spec = audit.split.spec
+    declared = _class_values(spec.own or spec)
     return bool(declared) and min(declared) not in audit.values and max(declared) + 1 in audit.values
 
 
@@ -263,8 +265,9 @@ def _one_based(audits):
     if not faulty:
         return None
     spec, images = audits["train"].split.spec, max(faulty.values())
-    # In a set known by name the first class is a common one; in anyone's own it may be one that hardly occurs.
-    sure = spec.name != "folder" and not spec.held_out and images >= 20
+    spec = spec.own or spec
+    # In some sets the first class is in nearly every image; in others, and in anyone's own, it may hardly occur.
+    sure = data_codings.first_class_is_common(spec) and images >= 20
     lowest = min(_class_values(spec))
     return Finding(
         "data.mask_values",

@@ -572,6 +572,7 @@ def test_cocostuff_masks_of_its_json_ids_show_things_that_are_never_labelled():
     assert cause == "one_based_labels"
     assert "street sign, hat, shoe" in words
     assert "255" in remedy
+    assert data.hidden_fault(dict.fromkeys(range(182), 100), 3, COCO_STUFF)[0] == "one_based_labels"  # 0 for void
     labelled = [i for i, name in enumerate(COCO_STUFF.classes) if name not in data_codings.NEVER_LABELLED]
     assert len(labelled) == 171
     assert data.hidden_fault(dict.fromkeys([*labelled[1:], 255], 100), 5000, COCO_STUFF) is None  # nobody in it
@@ -661,13 +662,27 @@ def test_street_masks_already_reduced_by_one(name):
     assert data.hidden_fault(few, 500, spec, "train") is None  # hardly any class
 
 
+def test_reduced_test_masks_lack_the_anomaly_that_training_masks_never_have(tmp_path):
+    rows = plain_rows("test/images/{split}/{name}.png", "test/annotations/{split}/{name}.png", {"test": 20})
+    Case("reduced", "streethazards", rows, dict.fromkeys([*range(1, 14), 0], VOID)).write(tmp_path)
+    cause, error = audits_of("streethazards", tmp_path, ["test"])[0].fault()
+    assert cause == "mapped_twice"
+    assert "no pixel of anomaly" in str(error)
+    Case("whole", "streethazards", rows, dict.fromkeys([*range(1, 15), 0], VOID)).write(tmp_path)
+    assert audits_of("streethazards", tmp_path, ["test"])[0].fault() is None
+
+
 @pytest.mark.parametrize(
     ("spec", "seen", "unknown", "cause", "parts"),
     [
         (data_specs.SPECS["bdd100k"][0], {0: 100, **dict.fromkeys(range(1, 20), 300)}, 19, "one_based_labels",
          ["start at 1, with 0 for void", "subtract 1", "255"]),
         (data_specs.CITYSCAPES, {0: 400, **dict.fromkeys(range(1, 20), 50)}, 19, "unknown_labels",
-         ["19 after the last class", "write void as 255"]),
+         ["19 after the last class, as void", "write void as 255"]),
+        (data_specs.SPECS["acdc"][0], dict.fromkeys(range(20), 100), 19, "unknown_labels",
+         ["or labels that start at 1"]),
+        (data_specs.CITYSCAPES, dict.fromkeys([0, 1, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 19], 100), 19, "other_coding",
+         ["label ids on disk"]),
         (COCO_STUFF, dict.fromkeys(range(183), 100), 182, "one_based_labels",
          ["0 for unlabeled", "subtract 1", "becomes 255"]),
         (data_specs.CAMVID, dict.fromkeys([*range(11), 255], 9), 255, "unknown_labels",
@@ -718,9 +733,7 @@ def test_black_and_white_masks_whose_white_is_void_by_default(tmp_path):
     assert cause == "unknown_labels"
     for part in ("black and white", "second class is 1", '"values": [255]', '"void": []'):
         assert part in str(error)
-    (tmp_path / "classes.json").write_text(
-        '{"classes": ["wall", {"name": "crack", "values": [255]}], "void": []}'
-    )
+    (tmp_path / "classes.json").write_text('{"classes": ["wall", {"name": "crack", "values": [255]}], "void": []}')
     assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
     recode(case, tmp_path, [0, 1, 255])  # 255 is void beside both classes
     assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
