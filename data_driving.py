@@ -236,7 +236,7 @@ def read_mapillary(spec, root):
         values = {i: mapillary_train_id(name) for i, name in enumerate(labels)}
     except FileNotFoundError:
         return spec  # what is missing is told with the whole layout
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the label list cannot be used ({error!r})", path, "unpack the archive anew") from None
     if set(values.values()) <= {VOID}:
         raise UserError("no label of Mapillary Vistas in the label list", path, "use the archive's own file")

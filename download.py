@@ -10,10 +10,14 @@ Killed or cut off at any moment, the same command goes on: what has arrived is k
 once it is complete. Addresses are http or https; http_proxy, https_proxy and no_proxy of the environment are used.
 """
 
+import contextlib
+import shlex
+import signal
 import sys
+from multiprocessing import resource_tracker
 from pathlib import Path
 
-import download_obtain as obtaining
+import download_obtain as obtain
 import download_place as place
 import flags
 import report
@@ -45,7 +49,7 @@ def main():
         hint = "its files are your own" if args.name in DATASETS else nearest(args.name, SOURCES)
         raise UserError(f"no data set {args.name!r} to download", remedy=hint)
     root = Path(args.data_dir or Path("data") / args.name)
-    jobs, named = obtaining.plan(args.name, args.url, args.archive)
+    jobs, named = obtain.plan(args.name, args.url, args.archive)
     source = SOURCES[args.name]
     if args.name == "streets":
         return render(root, named)
@@ -53,44 +57,61 @@ def main():
         return instruct(args.name, root)
     if source.prepare:
         what = f"{args.name} cannot be read as it is unpacked"
-        raise UserError(what, remedy=f"unpack it yourself; {source.prepare.replace('DIR', str(root))}")
-    return obtaining.obtain(args.name, root, jobs, args.keep_archive)
+        raise UserError(what, remedy=f"unpack it yourself; {source.prepare.replace('DIR', shlex.quote(str(root)))}")
+    return obtain.obtain(args.name, root, jobs, args.keep_archive)
 
 
 def render(root, named):
-    """Render the embedded scenes unless they are there already."""
+    """Render the embedded scenes unless all of them are there already."""
     if named:
         raise UserError("streets is rendered, not fetched", "--url or --archive", "leave it out")
-    if root.exists():
-        if not (root / "train" / "images" / "training").is_dir():
-            raise UserError("this is no streets folder", root, "remove it, or choose another --data-dir")
-        print(f"{root} is there already")
-        return 0
+
+    def make(work):
+        folder = _write_streets(work / "unpacked" / "streets")
+        return folder, place.count_pairs("streets", folder)
+
+    return obtain.land("streets", root, make)
+
+
+def _write_streets(folder):
+    """Render into a folder, with progress. Returns it.
+
+    An interrupt waits until the first image is there: the workers that are started before inherit that they wait, and
+    leave it to this process.
+    """
+    folder.parent.mkdir(parents=True)
     progress = report.Progress(sum(synthetic.COUNTS.values()), "render", "images")
-    synthetic.write_streets(root, progress=progress.update)
-    progress.close()
-    print(f"streets is in {root}")
-    return 0
+
+    def update(done):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        progress.update(done)
+
+    resource_tracker.ensure_running()  # its start, otherwise by the first worker, would let interrupts through
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        with contextlib.closing(progress):
+            return synthetic.write_streets(folder, progress=update)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def instruct(name, root):
     """Say where a set comes from that only registered users get, then check what its folder holds."""
     source = SOURCES[name]
-    command = f"python download.py {name} --data-dir {root} --archive {','.join(source.files)}"
+    where = shlex.quote(str(root))
+    command = f"python download.py {name} --data-dir {where} --archive {','.join(source.files)}"
     print(f"{name} is given to registered users only")
     print(f"  register  {source.register}")
     print(f"  fetch     {', '.join(source.files)}")
-    print(f"  unpack    {source.prepare.replace('DIR', str(root)) or command}")
+    print(f"  unpack    {source.prepare.replace('DIR', where) or command}")
     for i, line in enumerate(source.layout):
         print(f"  {'' if i else 'layout':9} {root}/{line}")
     sys.stdout.flush()
-    if place.is_free(root):
+    if place.is_free(place.resolve(root)):
         raise UserError(f"no {name} yet", root, "register, fetch and unpack as told above")
     pairs = place.count_pairs(name, root)
-    if sum(pairs.values()) < source.pairs:
-        what = f"{name} is not complete: {sum(pairs.values())} of {source.pairs} images with masks"
-        raise UserError(f"{what} ({obtaining.counts(pairs)})", root, "unpack all files named above once more")
-    print(f"complete: {obtaining.counts(pairs)} images with masks in {root}")
+    obtain.require_all(name, root, pairs, "unpack all files named above once more")
+    print(f"complete: {obtain.counts(pairs)} images with masks in {root}")
     return 0
 
 

@@ -9,17 +9,21 @@ from typing import NamedTuple
 
 import download_place as place
 import download_transfer as transfer
-import download_unpack as unpacking
+import download_unpack as unpack
 import flags
 from download_sources import SOURCES, Archive, file_name
 from flags import UserError, warn
 
 
 class Job(NamedTuple):
-    """One archive to unpack: what is known of it, and the user's local file, None where it is to be fetched."""
+    """One archive to unpack: what is known of it, and the user's local file, None where it is to be fetched.
+
+    official: whether it has the name that the set's authors gave it.
+    """
 
     archive: Archive
-    file: Path | None
+    file: Path | None = None
+    official: bool = True
 
     def path(self, work):
         """Where the archive lies, once it is there."""
@@ -33,9 +37,11 @@ class Job(NamedTuple):
 def plan(name, urls, files):
     """The jobs of a set, from the texts of --url and --archive where the user gave them.
 
-    A set of several archives takes as many, under their own names or in their own order, or one that holds everything.
+    A set of several archives takes as many, or one that holds everything. One with an official name is that one; the
+    others stand for the remaining ones in their order.
     Returns (jobs, whether the user named them).
-    Raises UserError for both flags at once, another number, an address that is none, a file that is not there.
+    Raises UserError for both flags at once, another number, one named twice, an address that is none, a file that is
+    not there.
     """
     urls = [url for text in urls or () for url in re.split(r",(?=https?:)", text)]
     files = [Path(file) for text in files or () for file in _file_names(text)]
@@ -48,14 +54,16 @@ def plan(name, urls, files):
             raise UserError("no such file", file, "check --archive")
     own = SOURCES[name].archives
     if not urls and not files:
-        return [Job(archive, None) for archive in own], False
+        return [Job(archive) for archive in own], False
     names = [file_name(url) for url in urls] or [file.name for file in files]
     stands_for = _match(name, own, names)
+    official = [of is not None and of.name == file for of, file in zip(stands_for, names, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{i}-{file}" for i, file in enumerate(names)]
     urls, files = urls or [""] * len(names), files or [None] * len(names)
-    made = [Archive(url, of.digest, of.into, file) for url, of, file in zip(urls, stands_for, names, strict=True)]
-    return [Job(archive, file) for archive, file in zip(made, files, strict=True)], True
+    known = [of or Archive("") for of in stands_for]
+    made = [Archive(url, of.digest, of.into, file) for url, of, file in zip(urls, known, names, strict=True)]
+    return [Job(*each) for each in zip(made, files, official, strict=True)], True
 
 
 def _file_names(text):
@@ -64,14 +72,17 @@ def _file_names(text):
 
 
 def _match(name, own, names):
-    """For each archive the user named, the set's own one that it stands for, or one of which nothing is known."""
+    """For each archive the user named, the set's own one that it stands for, or None where nothing is known of it."""
     if len(own) > 1 and len(names) not in (1, len(own)):
         what = f"{len(names)} archives for {name}, which comes in {len(own)}"
         raise UserError(what, remedy=f"name all, in this order: {', '.join(archive.name for archive in own)}")
-    if len(names) != len(own):
-        return [Archive("")] * len(names)
     known = {archive.name: archive for archive in own}
-    return [known[file] for file in names] if set(names) == set(known) else list(own)
+    if twice := next((file for file in known if names.count(file) > 1), None):
+        raise UserError(f"{twice} is named twice", remedy=f"name each once: {', '.join(known)}")
+    if len(names) != len(own):
+        return [known.get(file) for file in names]
+    others = iter([archive for archive in own if archive.name not in names])
+    return [known[file] if file in known else next(others) for file in names]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,26 +94,53 @@ def obtain(name, root, jobs, keep=False):
 
     keep: leave fetched archives beside the set. Returns the exit code.
     """
-    target = root.resolve()
+
+    def make(work):
+        _gather(name, jobs, work)
+        return _unpack(name, jobs, work)
+
+    work = place.working_name(place.resolve(root))
+    for job in jobs:
+        if job.file and work in job.file.resolve().parents:
+            raise UserError("this archive lies where download works and cleans up", job.file, f"move it out of {work}")
+    return land(name, root, make, [job.path(work) for job in jobs] if keep else [])
+
+
+def land(name, root, make, keep=()):
+    """Let a set appear at its place unless it is there.
+
+    make: called with the working folder, makes the set in its folder `unpacked` and returns (the set's folder,
+    {split: pairs}); keep: files in the working folder that are left beside the set. Returns the exit code.
+    """
+    target = place.resolve(root)
     if not place.is_free(target):
         tell_present(name, root)
         if place.is_ours(place.working_name(target)):  # left by a run that was killed after its rename
-            with place.working_folder(target) as work:
-                place.clear(work)
+            with contextlib.suppress(place.BusyError), place.working_folder(target) as work:
+                _tell_kept(place.clear(work, keep))
         return 0
     with place.working_folder(target) as work:
         if not place.is_free(target):  # another run was faster
             tell_present(name, root)
-            place.clear(work)
+            _tell_kept(place.clear(work, keep))
             return 0
-        _gather(name, jobs, work)
-        pairs = _unpack(name, jobs, work, target)
-        kept = place.clear(work, [job.path(work) for job in jobs] if keep else [])
+        unpacked = work / "unpacked"
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, unpacked, ignore_errors=True)
+            if unpacked.exists():  # of a run that was killed
+                shutil.rmtree(unpacked)
+            folder, pairs = make(work)
+            place.commit(folder, target)
+        kept = place.clear(work, keep)
     print(f"{name} is in {root}: {counts(pairs)} images with masks")
     _warn_of_few(name, root, pairs)
-    for path in kept:
-        print(f"kept: {path}")
+    _tell_kept(kept)
     return 0
+
+
+def _tell_kept(paths):
+    for path in paths:
+        print(f"kept: {path}")
 
 
 def counts(pairs):
@@ -118,6 +156,8 @@ def tell_present(name, root):
         raise UserError(
             f"this is no complete {name} folder ({error})", root, "remove it, or choose another --data-dir"
         ) from None
+    if name == "streets":  # rendered here: there is but one version of it
+        require_all(name, root, pairs, "remove it, or choose another --data-dir")
     print(f"{root} is there already: {counts(pairs)} images with masks")
     _warn_of_few(name, root, pairs)
 
@@ -127,17 +167,48 @@ def _warn_of_few(name, root, pairs):
         warn(f"{root} holds {sum(pairs.values())} images with masks, the official {name} holds {SOURCES[name].pairs}")
 
 
+def require_all(name, root, pairs, remedy):
+    """Raise UserError where {split: pairs} are fewer than the official set has."""
+    if sum(pairs.values()) < SOURCES[name].pairs:
+        what = f"{name} is not complete: {sum(pairs.values())} of {SOURCES[name].pairs} images with masks"
+        raise UserError(f"{what} ({counts(pairs)})", root, remedy)
+
+
 def _gather(name, jobs, work):
     """Have all archives on disk, their checksums compared."""
     growth = SOURCES[name].growth
-    transfer.check_space(work, sum(_need(job, work, growth) for job in jobs))
+    for job in jobs:
+        if not job.file:
+            transfer.Part(job.path(work), job.archive.url)  # forgets what came from another address
+    _check_space(jobs, work, growth)
     for job in jobs:
         if job.file:
-            transfer.check_digest(job.file, job.archive.digest)
-            size = None
+            checked = _check_local(job)
         else:
             size = transfer.fetch(job.archive.url, job.path(work), job.archive.digest, growth)
-        print(f"{job.archive.name}: {_what_was_checked(job.archive.digest, size)}", flush=True)
+            checked = _what_was_checked(job.archive.digest, size)
+        print(f"{job.archive.name}: {checked}", flush=True)
+
+
+def _check_local(job):
+    """Compare a local archive's checksum; returns what was checked.
+
+    Under the official name a wrong checksum is an error. Under another name the archive may hold the same set packed
+    anew: a warning, and what it holds decides.
+    """
+    try:
+        transfer.check_digest(job.file, job.archive.digest)
+    except UserError as error:
+        if job.official:
+            raise
+        warn(f"{error}; or it was packed anew, and what it holds will tell")
+        return "not the official archive; checked is its own structure"
+    return _what_was_checked(job.archive.digest, None)
+
+
+def _check_space(jobs, work, growth):
+    """Raise UserError where the disk has no room for all that is still to come and what it unpacks to."""
+    transfer.check_space(work, sum(_need(job, work, growth) for job in jobs))
 
 
 def _what_was_checked(digest, size):
@@ -151,38 +222,30 @@ def _need(job, work, growth):
     """Bytes that have to be free for one archive and what it unpacks to; 0 where nothing is known before the answer."""
     path = job.path(work)
     if path.exists():
-        return unpacking.unpacked_size(path, growth)
+        with _removed_if_bad([job], work):
+            return unpack.unpacked_size(path, growth)
     part = work / (job.archive.name + ".part")
     size = transfer.told_size(job.archive.url) or job.archive.about
     return max(size - (part.stat().st_size if part.exists() else 0), 0) + size * growth
 
 
-def _unpack(name, jobs, work, target):
-    """Unpack all archives and let the set appear. Returns {split: pairs}.
+def _unpack(name, jobs, work):
+    """Unpack all archives, each on its own first. Returns (the set's folder, {split: pairs}).
 
     An archive that was fetched and is no good is removed: the next run would only find it again.
     """
-    unpacked = work / "unpacked"
-    if unpacked.exists():  # of a run that was killed
-        shutil.rmtree(unpacked)
-    try:
-        needed = 0
-        for job in jobs:
-            with _removed_if_bad([job], work):
-                needed += unpacking.unpacked_size(job.path(work), SOURCES[name].growth)
-        transfer.check_space(work, needed)
-        for job in jobs:
-            with _removed_if_bad([job], work):
-                folder = unpacked / job.archive.into
-                folder.mkdir(parents=True, exist_ok=True)
-                unpacking.unpack(job.path(work), folder)
-        with _removed_if_bad([job for job in jobs if not job.archive.digest], work):
-            folder, pairs = place.pick(name, unpacked, SOURCES[name].inner)
-        place.commit(folder, target)
-        return pairs
-    finally:
-        if unpacked.exists():
-            shutil.rmtree(unpacked)
+    _check_space(jobs, work, SOURCES[name].growth)
+    unpacked, alone = work / "unpacked" / "all", work / "unpacked" / "one"
+    for i, job in enumerate(jobs):
+        with _removed_if_bad([job], work):
+            alone.mkdir(parents=True)
+            unpack.unpack(job.path(work), alone)
+            folder = unpacked / job.archive.into
+            folder.mkdir(parents=True, exist_ok=True)
+            unpack.merge(alone, folder, job.path(work), [other.path(work) for other in jobs[:i]])
+            shutil.rmtree(alone)
+    with _removed_if_bad([job for job in jobs if not job.archive.digest], work):
+        return place.pick(name, unpacked, SOURCES[name].inner)
 
 
 @contextlib.contextmanager
@@ -190,8 +253,9 @@ def _removed_if_bad(jobs, work):
     """Where the block finds a fault in them, fetched archives go; a local one is the user's and stays."""
     try:
         yield
-    except UserError:
-        for job in jobs:
-            if not job.file:
-                transfer.Part(job.path(work), job.archive.url).remove()
-        raise
+    except UserError as error:
+        fetched = [job for job in jobs if not job.file]
+        for job in fetched:
+            transfer.Part(job.path(work), job.archive.url).remove()
+        came = ", ".join(job.archive.url for job in fetched)
+        raise UserError(str(error) + (f" (removed: what came from {came})" if came else "")) from None

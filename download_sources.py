@@ -8,6 +8,10 @@ stated here.
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+MB = 1_000_000
+PIECE = 1 << 16  # bytes read and written at once
+ELSEWHERE = "name another place with --url, or a local file with --archive"
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -31,9 +35,21 @@ class Archive:
 
 
 def file_name(url):
-    """The last part of a URL's path, fit for a file's name; "archive" where there is none."""
+    """The last part of a URL's path, fit for a file's name in the working folder; "archive" where there is none.
+
+    At most 200 bytes, of which the end stays; names that the working folder has a use for get an underscore.
+    """
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2]
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".") or "archive"
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).encode()[-200:].decode(errors="ignore")
+    name = name.lstrip(".") or "archive"
+    taken = name == "unpacked" or name.endswith((".part", ".json", ".new", ".lock"))
+    return name + "_" if taken else name
+
+
+def printable(text):
+    """What a stranger wrote (a server, an archive), fit for one line on a terminal: at most 200 characters."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,6 @@ class Source:
     prepare: str = ""
 
 
-MB = 1_000_000
 BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
 MICROSOFT = "https://download.microsoft.com/download/3/3/9/339D8A24-47D7-412F-A1E8-1A415BC48A15"
 COCO = "http://images.cocodataset.org/zips"  # its https address has another host's certificate

@@ -21,16 +21,17 @@ import urllib.request
 from urllib.parse import urlsplit
 
 import report
+from download_sources import ELSEWHERE, MB, PIECE, printable
 from flags import UserError, warn
 
 TIMEOUT = 60  # seconds without a byte that count as a stall
 ATTEMPTS = 6  # in a row without a byte more than ever before
 PAUSE = 1.0  # seconds before the second attempt, doubled each time
+HEAD_TIMEOUT = 5  # seconds for the size beforehand, which can be done without
 PATIENCE = 120  # seconds, the longest pause a server may ask for
-PIECE = 1 << 18
-MB = 1_000_000
+CHECKED_EVERY = 16 * MB  # bytes of a file of unknown size between two looks at the free space
+HEADERS = {"User-Agent": "honestseg", "Accept-Encoding": "identity"}
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers that may be different a moment later
-ELSEWHERE = "name another place with --url, or a local file with --archive"
 DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}
 
 
@@ -52,12 +53,12 @@ class Part:
     """
 
     def __init__(self, target, url):
-        self.target = target
+        self.target, self.url = target, url
         self.path, self.note = (target.with_name(target.name + ending) for ending in (".part", ".json"))
         self.version = self._read()
         if self.version.get("url") != url:
             target.unlink(missing_ok=True)  # fetched from elsewhere
-            self.restart({"url": url, "size": None, "validator": None})
+            self.restart()
 
     def _read(self):
         """The note beside the file; empty where there is none, or none that can be read."""
@@ -75,10 +76,11 @@ class Part:
     @property
     def whole(self):
         """Whether all bytes announced are here."""
-        return self.version["size"] is not None and self.size == self.version["size"]
+        return self.path.exists() and self.size == self.version["size"]
 
-    def restart(self, version):
+    def restart(self, size=None, validator=None):
         """Forget what has arrived. What is old goes first: no byte may ever stand under another version's note."""
+        version = {"url": self.url, "size": size, "validator": validator}
         self.path.unlink(missing_ok=True)
         temporary = self.note.with_name(self.note.name + ".new")
         temporary.write_text(json.dumps(version), encoding="utf-8")
@@ -113,7 +115,12 @@ def fetch(url, target, digest="", growth=0.0):
     check_url(url)
     part = Part(target, url)
     if not target.exists():
-        _arrive(url, part, growth)
+        try:
+            _arrive(url, part, growth)
+        except BaseException:
+            if not part.version["validator"]:  # no later run can go on with it
+                part.remove()
+            raise
         try:
             check_digest(part.path, digest)
         except UserError:
@@ -135,7 +142,7 @@ def _arrive(url, part, growth):
             furthest = max(furthest, part.size)
             if failures >= ATTEMPTS:
                 what = f"cannot fetch the file: {error}, {failures} times in a row"
-                kept = f"{part.size / MB:.1f} MB are kept; " if part.size else ""
+                kept = f"{part.size / MB:.1f} MB are kept; " if part.size and part.version["validator"] else ""
                 remedy = f"{kept}check the network and run the same command again to go on, or {ELSEWHERE}"
                 raise UserError(what, url, remedy) from None
             pause = min(max(PAUSE * 2 ** (failures - 1), error.pause), PATIENCE)
@@ -150,7 +157,7 @@ def _attempt(url, part, growth):
         offset = _accept(response, url, part, offset)
         size = part.version["size"]
         check_space(part.path.parent, max((size or 0) - offset, 0) + (size or 0) * growth)
-        _receive(response, part, size)
+        _receive(response, part, size, growth)
     if size is not None and part.size != size:
         raise BrokenOffError(f"the line was cut after {part.size} of {size} bytes")
 
@@ -166,47 +173,65 @@ def check_url(url, where="--url"):
         sound = parts.hostname and parts.port != 0 and not re.search(r"[^!-~]", url)
     except ValueError:  # a port that is no number, a bracket left open
         parts, sound = urlsplit(""), False
+    if "@" in parts.netloc:
+        raise UserError("an address with a user's name or password", where, "fetch it yourself and give --archive")
     if not sound or parts.scheme not in ("http", "https"):
-        raise UserError(f"no http or https address: {url!r}", where, "a local file is given with --archive")
+        what = f"no http or https address: {printable(url)!r}"
+        raise UserError(what, printable(where), "a local file is given with --archive")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to http and https only; the standard one would go on to ftp."""
 
-    def redirect_request(self, request, file, code, message, headers, url):
+    def http_error_302(self, request, file, *rest):
         try:
-            check_url(url, f"the redirect of {request.full_url}")
-        except UserError:
+            return super().http_error_302(request, file, *rest)
+        except ValueError:  # an address that is none
             file.close()
             raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        check_url(url, f"the redirect of {request.full_url}")
         return super().redirect_request(request, file, code, message, headers, url)
 
 
-def _open(request):
+def _open(request, timeout):
     """The answer to a request. The environment's proxies are used. Raises HTTPError, UserError or BrokenOffError."""
     try:
-        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError:
+        return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+    except (urllib.error.HTTPError, UserError):
         raise
     except UnicodeError as error:
-        raise UserError(f"no host's name ({error})", request.full_url, ELSEWHERE) from None
+        raise UserError(f"no host's name ({printable(error)})", printable(request.full_url), ELSEWHERE) from None
+    except (ValueError, http.client.InvalidURL) as error:  # a redirect's address, or a proxy's
+        _refuse_address(request, error)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, str):  # urllib's own word on an address, the proxy's for instance
+            _refuse_address(request, reason)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise UserError(f"the server's certificate is not valid ({reason})", request.full_url, ELSEWHERE) from None
+            what = f"the server's certificate is not valid ({printable(reason)})"
+            raise UserError(what, request.full_url, ELSEWHERE) from None
         host = urlsplit(request.full_url).hostname
         raise BrokenOffError(f"no answer from {host} ({_words(reason)})") from error
 
 
+def _refuse_address(request, reason):
+    what = f"an address on the way cannot be used ({printable(reason)})"
+    remedy = f"check http_proxy and https_proxy of the environment, or {ELSEWHERE}"
+    raise UserError(what, printable(request.full_url), remedy) from None
+
+
 def _words(error):
     """What went wrong on the line, in words."""
-    return "it stalled" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return "it stalled" if isinstance(error, TimeoutError) else printable(error) or type(error).__name__
 
 
 def _headers(part, offset):
     """The request's headers: the rest of the version we have, or all of the file."""
-    headers = {"User-Agent": "honestseg", "Accept-Encoding": "identity"}
-    return headers | ({"Range": f"bytes={offset}-", "If-Range": part.version["validator"]} if offset else {})
+    return HEADERS | ({"Range": f"bytes={offset}-", "If-Range": part.version["validator"]} if offset else {})
 
 
 def _ask(url, part, offset):
@@ -215,26 +240,24 @@ def _ask(url, part, offset):
     Raises BrokenOffError for an answer that may change, UserError for one that will not.
     """
     try:
-        return _open(urllib.request.Request(url, headers=_headers(part, offset)))
+        return _open(urllib.request.Request(url, headers=_headers(part, offset)), TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and offset:  # the server has not as many bytes as we do: another version
-            part.restart({"url": url, "size": None, "validator": None})
+            part.restart()
             raise BrokenOffError("the file has changed on the server") from None
         if error.code in BUSY:
             pause = _number(error.headers.get("Retry-After")) or 0
-            raise BrokenOffError(f"the server answers {error.code} {error.reason}", pause) from None
-        raise UserError(f"the server answers {error.code} {error.reason}", url, ELSEWHERE) from None
+            raise BrokenOffError(f"the server answers {error.code} {printable(error.reason)}", pause) from None
+        raise UserError(f"the server answers {error.code} {printable(error.reason)}", url, ELSEWHERE) from None
 
 
 def told_size(url):
     """The size in bytes that a server tells of a file without sending it; None where it does not."""
     check_url(url)
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "honestseg", "Accept-Encoding": "identity"}, method="HEAD"
-    )
+    request = urllib.request.Request(url, headers=HEADERS, method="HEAD")
     try:
-        with _open(request) as response:
+        with _open(request, HEAD_TIMEOUT) as response:
             return _number(response.headers.get("Content-Length"))
     except urllib.error.HTTPError as error:
         error.close()
@@ -248,8 +271,8 @@ def told_size(url):
 
 
 def _number(text):
-    """A header's whole number; None where it is missing or none."""
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    """A header's whole number; None where it is missing, none, or more than any file's."""
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _validator(headers):
@@ -261,29 +284,32 @@ def _validator(headers):
 def _accept(response, url, part, offset):
     """See what the answer holds; returns where its first byte belongs. Raises BrokenOffError, UserError."""
     if response.status == 206 and offset:
-        return _accept_rest(response, url, part, offset)
+        return _accept_rest(response, part, offset)
     if response.status != 200:
-        raise UserError(f"the server answers {response.status} {response.reason}", url, ELSEWHERE)
+        raise UserError(f"the server answers {response.status} {printable(response.reason)}", url, ELSEWHERE)
     size = _number(response.headers.get("Content-Length"))
-    part.restart({"url": url, "size": size, "validator": _validator(response.headers)})
+    part.restart(size, _validator(response.headers))
     return 0
 
 
-def _accept_rest(response, url, part, offset):
-    """Hold a partial answer against what was asked for."""
-    said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-    size, version = part.version["size"], _validator(response.headers)
-    fits = said and int(said[1]) == offset and (size is None or said[3] in ("*", str(size)))
-    if not fits or version not in (None, part.version["validator"]):
-        part.restart({"url": url, "size": None, "validator": None})
+def _accept_rest(response, part, offset):
+    """Hold a partial answer against what was asked for. An ETag has to come again, a date may be left out."""
+    said = re.fullmatch(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)", response.headers.get("Content-Range", "").strip())
+    size, version, known = part.version["size"], _validator(response.headers), part.version["validator"]
+    fits = said and said[1] == str(offset) and (size is None or said[3] in ("*", str(size)))
+    if not fits or (version != known and (version or known.startswith('"'))):
+        part.restart()
         raise BrokenOffError("the server sent another part of the file, or of another version, than was asked for")
     part.version["size"] = size if size is not None else _number(said[3])
     return offset
 
 
-def _receive(response, part, size):
-    """Append what the answer holds to the file, never more than `size` bytes in all (None: until the end)."""
-    done = part.size
+def _receive(response, part, size, growth):
+    """Append what the answer holds to the file, never more than `size` bytes in all.
+
+    size None: until the end, as long as the disk has room for what has come, unpacked.
+    """
+    done = checked = part.size
     progress = report.Progress(_megabytes(size or 0), f"fetch {part.target.name}", "MB", done=done // MB)
     with open(part.path, "ab") as file, contextlib.closing(progress):
         while size is None or done < size:
@@ -294,7 +320,10 @@ def _receive(response, part, size):
             file.flush()  # to the operating system, which outlives a killed process
             done += len(piece)
             progress.total = max(progress.total, _megabytes(done))
-            progress.update(done // MB)
+            progress.update(_megabytes(done) if done == size else done // MB)
+            if size is None and done - checked >= CHECKED_EVERY:
+                checked = done
+                check_space(part.path.parent, done * growth)
 
 
 def _megabytes(count):
@@ -321,7 +350,7 @@ def check_digest(path, digest):
     name = DIGESTS[len(digest)]
     found = hashlib.new(name, usedforsecurity=False)
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(PIECE):
             found.update(piece)
     if found.hexdigest() != digest.lower():
         what = f"wrong {name} checksum: {found.hexdigest()}, published is {digest}"

@@ -4,33 +4,38 @@ The folder is new, only plain files and folders are made, every file is opened f
 twice, or differs in case on a disk that does not care, is an error and never overwrites. No link, no device, no
 absolute path, no `..`; bytes are counted as they are written, whatever the archive declares.
 
-`tarfile` takes an archive that was cut between two members for a whole one; here the end mark must be there.
+`tarfile` takes an archive that was cut between two members, or has a hole where a header was, for a whole one; here
+the end mark must be there, and nothing but zeros after it.
 """
 
 import contextlib
 import errno
+import filecmp
 import gzip
 import io
 import lzma
+import os
 import re
 import stat
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
 
 import report
+from download_sources import ELSEWHERE, MB, PIECE, printable
 from flags import UserError
 
-MOST_FILES = 1_000_000
+MOST_FILES = 1_000_000  # and folders
 MOST_BYTES = 1 << 30  # for any archive …
 MOST_GROWTH = 20  # … and this many bytes for each of its own: images hardly grow
-MOST_HEADER = 1 << 20
+MOST_HEADER = 1 << 16  # bytes of all headers of one member: tarfile keeps them in memory
+MOST_GLOBAL = 100  # headers that hold for all members after them, which it keeps to the end
 DEEPEST = 32
-PIECE = 1 << 16
-MB = 1_000_000
-WRONG = "this is not the archive it should be: name another place with --url, or a local file with --archive"
-DAMAGED = "fetch it again, or name another place with --url, or a local file with --archive"
+LONGEST = 1000  # characters of a path
+WRONG = f"this is not the archive it should be: {ELSEWHERE}"
+DAMAGED = f"fetch it again, or {ELSEWHERE}"
 BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
     NotImplementedError, RuntimeError, ValueError, LookupError, OverflowError,
@@ -45,31 +50,62 @@ def unpack(archive, folder):
     """
     writer = _Writer(archive, folder)
     progress = report.Progress(-(-archive.stat().st_size // MB), f"unpack {archive.name}", "MB")
-    try:
-        with contextlib.closing(progress), contextlib.closing(_entries(archive)) as entries:
-            for name, file, done in entries:
-                writer.add(name, file)
-                progress.update(min(done // MB, progress.total))
-            progress.update(progress.total)
-    except UserError:
-        raise
-    except (*BROKEN, OSError) as error:
-        if isinstance(error, OSError) and not isinstance(error, BROKEN) and error.errno != errno.EINVAL:
-            raise  # the disk's, not the archive's: only a damaged one asks for a place before its beginning
-        what = f"the archive is damaged or cut short ({type(error).__name__}: {error})"
-        raise UserError(what, archive, DAMAGED) from error
+    with _told(archive), contextlib.closing(progress), contextlib.closing(_entries(archive)) as entries:
+        for name, file, done in entries:
+            writer.add(name, file)
+            progress.update(min(done // MB, progress.total))
+        progress.update(progress.total)
     return writer.files
 
 
+@contextlib.contextmanager
+def _told(archive):
+    """Tell a fault that reading an archive meets as the archive's, one of the disk as the disk's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (*BROKEN, OSError) as error:
+        # Of the system's own errors only that of a place before the beginning; bz2's carry no number.
+        if isinstance(error, OSError) and not isinstance(error, BROKEN) and error.errno not in (None, errno.EINVAL):
+            raise
+        what = f"the archive is damaged or cut short ({type(error).__name__}: {printable(error)})"
+        raise UserError(what, archive, DAMAGED) from error
+
+
 def unpacked_size(archive, growth):
-    """Bytes an archive needs unpacked: what a zip declares, else its size times `growth`."""
-    if _kind(archive) == "zip":
-        try:
-            with zipfile.ZipFile(archive) as content:
-                return sum(info.file_size for info in content.infolist())
-        except BROKEN:
-            pass  # said in full when it is unpacked
-    return int(archive.stat().st_size * growth)
+    """Bytes an archive needs unpacked: what a zip declares, else its size times `growth`.
+
+    Raises UserError for a file that is no archive, a damaged zip, and one that declares more than any data set's.
+    """
+    if _kind(archive) != "zip":
+        return int(archive.stat().st_size * growth)
+    with _told(archive), zipfile.ZipFile(archive) as content:
+        size = sum(info.file_size for info in content.infolist())
+    if size > _most_bytes(archive):
+        raise UserError(f"it says that it unpacks to {size / 1e9:.1f} GB", archive, WRONG)
+    return size
+
+
+def _most_bytes(archive):
+    return MOST_BYTES + MOST_GROWTH * archive.stat().st_size
+
+
+def merge(source, target, archive, others, top=True):
+    """Move what an archive was unpacked to, the folder `source`, into a folder that holds other archives' files.
+
+    A file that is there already may come again with the same bytes; at the top, where each archive has its own README
+    and licence, the first one stays. Raises UserError, naming this archive and the others, for any other.
+    """
+    for path in source.iterdir():
+        there = target / path.name
+        if not os.path.lexists(there):
+            path.rename(there)
+        elif path.is_dir() and there.is_dir():
+            merge(path, there, archive, others, top=False)
+        elif path.is_dir() or there.is_dir() or not (top or filecmp.cmp(path, there, shallow=False)):
+            what = f"{archive.name} holds another {path.name!r} than {' or '.join(other.name for other in others)}"
+            raise UserError(what, archive, WRONG)
 
 
 class _Writer:
@@ -77,22 +113,33 @@ class _Writer:
 
     def __init__(self, archive, folder):
         self.archive, self.folder = archive, folder
-        self.files = self.bytes = 0
-        self.most_bytes = MOST_BYTES + MOST_GROWTH * archive.stat().st_size
+        self.files = self.folders = self.bytes = 0
+        self.most_bytes = _most_bytes(archive)
 
     def add(self, name, file):
         """Make one file, or a folder where `file` is None."""
         parts = safe_parts(name, self.archive)
         self.files += 1
-        if self.files > MOST_FILES:
-            raise UserError(f"more than {MOST_FILES} files", self.archive, WRONG)
+        self._count()
         path = self.folder.joinpath(*parts)
         try:
-            (path if file is None else path.parent).mkdir(parents=True, exist_ok=True)
+            self._make_folder(path if file is None else path.parent)
             if file is not None:
                 self._write(path, file)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise UserError(f"the archive holds {name!r} twice", self.archive, WRONG) from None
+            raise UserError(f"the archive holds {printable(name)!r} twice", self.archive, WRONG) from None
+
+    def _count(self):
+        if self.files + self.folders > MOST_FILES:
+            raise UserError(f"more than {MOST_FILES} files and folders", self.archive, WRONG)
+
+    def _make_folder(self, path):
+        """Make a folder and those above it, each counted: one long name makes many."""
+        if not path.is_dir():
+            self._make_folder(path.parent)
+            path.mkdir()
+            self.folders += 1
+            self._count()
 
     def _write(self, path, file):
         """Copy one member; `x` because a name may come once."""
@@ -114,11 +161,12 @@ def safe_parts(name, archive):
         else "a backslash" if "\\" in name
         else "a name that is no UTF-8" if re.search("[\ud800-\udfff]", name)
         else "a control character in a name" if re.search(r"[\x00-\x1f\x7f]", name)
-        else "a name too long" if len(parts) > DEEPEST or any(len(part.encode()) > 255 for part in parts)
+        else "a name too long" if max(len(parts) - DEEPEST, len(name) - LONGEST) > 0
+        else "a name too long" if any(len(part.encode()) > 255 for part in parts)
         else None
     )  # fmt: skip
     if fault:
-        raise UserError(f"the archive holds {fault} ({name!r})", archive, WRONG)
+        raise UserError(f"the archive holds {fault} ({printable(name)!r})", archive, WRONG)
     return parts
 
 
@@ -176,27 +224,41 @@ def _zip_entries(archive):
 
 def _refuse(archive, name, fault, what):
     if fault:
-        raise UserError(f"the archive holds {what} ({name!r})", archive, WRONG)
+        raise UserError(f"the archive holds {what} ({printable(name)!r})", archive, WRONG)
 
 
 class _Reader(io.BufferedReader):
-    """A tar's bytes. A long read is a header that claims a length: members are read in small pieces."""
+    """A tar's bytes. What tarfile reads to find the next member is all headers, and is counted."""
+
+    left = MOST_HEADER
 
     def read(self, size=-1):
-        if size is None or not 0 <= size <= MOST_HEADER:
+        if size is None or not 0 <= size <= self.left:
             raise tarfile.ReadError(f"a header of {size} bytes")
+        self.left -= size
         return super().read(size)
+
+    def next_of(self, content):
+        """The tar's next member. Raises ReadError for one with more than MOST_HEADER bytes of headers."""
+        self.left = MOST_HEADER
+        member = content.next()
+        self.left = sys.maxsize  # the member's own bytes, in pieces
+        return member
 
 
 def _tar_entries(archive, packed):
-    """The members of a tar; afterwards the end mark must be there, and a tar.gz's own checksum is compared."""
+    """The members of a tar; afterwards the end mark must be there, and a tar.gz's own checksum is compared.
+
+    After the mark only zeros may come: a hole inside looks like an end, too.
+    """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(open(archive, "rb", buffering=0))
         source = stack.enter_context(gzip.GzipFile(fileobj=raw)) if packed else raw
         # Twice the longest read: tarfile steps back by one byte, and a gzip stream can only do so inside the buffer.
         file = stack.enter_context(_Reader(source, 2 * MOST_HEADER))
         content = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        while (member := content.next()) is not None:
+        while (member := file.next_of(content)) is not None:
+            _refuse(archive, member.name, len(content.pax_headers) > MOST_GLOBAL, "too many headers")
             content.members.clear()  # a list of all members would grow with the archive
             plain = member.isreg() and not member.issparse()
             _refuse(archive, member.name, not (plain or member.isdir()), "a link, a device or a file with holes")
@@ -209,3 +271,5 @@ def _tar_entries(archive, packed):
         while piece := file.read(PIECE):  # to the end of a gzip stream, where its checksum stands
             rest += len(piece)
             _refuse(archive, "after its end", rest > MOST_BYTES, "too much")
+            if piece.count(0) < len(piece):
+                raise tarfile.ReadError("something follows the end mark, or a hole is inside")

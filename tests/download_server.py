@@ -12,7 +12,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     plan: for each GET in turn the name of a misbehaviour and what belongs to it, ("cut", 100) for instance; None:
     honest. requests: what was asked, as (method, path, headers). tag, date: ETag and Last-Modified of all files, None
-    for none. reached: set once a stalling answer has sent its part; release: ends all stalls.
+    for none. mute: whether HEAD gets no answer. reached: set once a stalling answer has sent its part; release: ends
+    all stalls.
     """
 
     daemon_threads = True
@@ -20,7 +21,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.plan, self.requests = {}, [], []
-        self.tag, self.date = '"1"', None
+        self.tag, self.date, self.mute = '"1"', None, False
         self.reached, self.release = threading.Event(), threading.Event()
 
     def url(self, path="/set.zip"):
@@ -43,6 +44,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.close_connection = True
         self.server.requests.append(("HEAD", self.path, dict(self.headers)))
+        if self.server.mute:
+            self.server.release.wait(30)
         self.head(200, len(self.server.files.get(urlsplit(self.path).path, b"")))
 
     def do_GET(self):
@@ -132,6 +135,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not whole and at > len(content) // 2:
                 return
         self.wfile.write(b"0\r\n\r\n")
+
+    def answer_numbered(self, content, length):
+        """Whatever is said to be the length."""
+        self.head(200, length)
+        self.wfile.write(content)
+
+    def answer_says(self, content, code, words):
+        """Other words beside the code."""
+        self.wfile.write(f"HTTP/1.1 {code} {words}\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
+
+    def answer_untagged(self, content, other):
+        """The rest of another version, and not a word of which."""
+        first = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+        said = f"bytes {first}-{len(other) - 1}/{len(other)}"
+        self.head(206, len(other) - first, Content_Range=said, ETag=None)
+        self.wfile.write(other[first:])
+
+    def answer_endless(self, content):
+        """No length, no version, no end."""
+        self.head(200, None, ETag=None)
+        for _ in range(1000):
+            self.wfile.write(bytes(100_000))
 
     def answer_garbage(self, content):
         self.wfile.write(b"this is not HTTP\r\n\r\n")

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -270,8 +272,101 @@ def test_the_official_archives_unpack_to_what_is_read(tmp_path, root, run, monke
     assert run(name, "--data-dir", root)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        (({"README": b"1"}, {"README": b"2"}), None),
+        (({"train/note.txt": b"1"}, {"train/note.txt": b"1"}), None),
+        (
+            ({"train/note.txt": b"1"}, {"train/note.txt": b"2"}),
+            "test.tar holds another 'note.txt' than streethazards_tr",
+        ),
+        (({"x/y": b"1"}, {"x": b"2"}), "holds another 'x'"),
+        (({"x": b"1"}, {"x/y": b"2"}), "holds another 'x'"),
+    ],
+)
+def test_files_that_two_archives_of_a_set_share(tmp_path, two, root, run, monkeypatch, extra, match):
+    """Both halves of Cityscapes have a README and a licence."""
+    unchecked = tuple(replace(archive, digest="") for archive in SOURCES["streethazards"].archives)
+    monkeypatch.setitem(SOURCES, "streethazards", Source(archives=unchecked))
+    for path, half, more in zip(two.values(), hazards().values(), extra, strict=True):
+        pack(path, {**half, **more}.items(), "tar")
+    result = run("streethazards", "--data-dir", root, "--archive", ",".join(map(str, two.values())))
+    if match:
+        error_line(result, match)
+        return
+    assert result[0] == 0, result[2]
+    assert tree(root) == {**WHOLE, **extra[0]}
+
+
+def test_an_archive_with_an_official_name_is_that_one(tmp_path, two, root, run):
+    two["train"] = two["train"].rename(tmp_path / "mine.tar")
+    code, out, err = run("streethazards", "--data-dir", root, "--archive", f"{two['test']},{two['train']}")
+    assert code == 0, err
+    assert out.count("md5 checksum as published") == 2
+    half = two["test"]
+    half.write_bytes(half.read_bytes() + bytes(512))
+    error_line(run("streethazards", "--data-dir", root.parent / "b", "--archive", half), "wrong md5 checksum")
+    error_line(run("streethazards", "--data-dir", root.parent / "b", "--archive", f"{half},{half}"), "is named twice")
+
+
+def test_a_set_packed_anew_under_another_name(tmp_path, two, root, run):
+    two["train"].write_bytes(two["train"].read_bytes() + bytes(512))
+    two["train"] = two["train"].rename(tmp_path / "mine.tar")
+    code, out, err = run("streethazards", "--data-dir", root, "--archive", f"{two['train']},{two['test']}")
+    assert code == 0
+    assert "warning: wrong md5 checksum" in err
+    assert "mine.tar: not the official archive" in out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What was there before
+
+
+def test_the_topmost_folder(tmp_path, run):
+    archive = pack(tmp_path / "a", CAMVID.items(), "zip")
+    error_line(run("camvid", "--data-dir", "/", "--archive", archive), "name a folder below it")
+
+
+def test_a_circle_of_links(root, run):
+    root.symlink_to(root.name)
+    error_line(run("camvid", "--data-dir", root), "this link leads to itself")
+
+
+def test_the_current_folder_cannot_be_replaced(tmp_path, root, run, monkeypatch):
+    archive = pack(tmp_path / "a", CAMVID.items(), "zip")
+    root.mkdir()
+    monkeypatch.chdir(root)
+    error_line(run("camvid", "--data-dir", ".", "--archive", archive), "the current folder's place")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("number", download_place.NO_LOCKS)
+def test_a_disk_without_locks(root, run, monkeypatch, number):
+    def refuse(*args):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(download_place.fcntl, "flock", refuse)
+    error_line(run("camvid", "--data-dir", root), "this disk knows no locks")
+    assert beside(root) == []
+
+
+def test_an_archive_in_the_working_folder_stays(root, run):
+    mine = root.parent / "set.part" / "mine.zip"
+    mine.parent.mkdir()
+    (mine.parent / download_place.LOCK).write_bytes(download_place.MARK)
+    pack(mine, CAMVID.items(), "zip")
+    error_line(run("camvid", "--data-dir", root, "--archive", mine), "move it out")
+    assert mine.exists()
+
+
+def test_a_lock_that_is_not_ours_makes_no_working_folder(tmp_path, root, run):
+    archive = pack(tmp_path / "a", CAMVID.items(), "zip")
+    (root.parent / "set.part").mkdir()
+    for name in ("lock", download_place.LOCK, "thesis.txt"):
+        (root.parent / "set.part" / name).write_text("mine")
+    error_line(run("camvid", "--data-dir", root, "--archive", archive), "holds something else")
+    assert set(tree(root.parent / "set.part").values()) == {b"mine"}
 
 
 def test_a_folder_that_is_not_ours_stays_as_it_is(tmp_path, root, run):
@@ -332,7 +427,7 @@ def test_a_wrong_checksum(server, two, root, run):
     error_line(run("streethazards", "--data-dir", root), "wrong md5 checksum")
     assert beside(root) == ["set.part"]  # the first archive is whole and kept
     assert sorted(path.name for path in (root.parent / "set.part").iterdir()) == [
-        "lock", "streethazards_train.tar", "streethazards_train.tar.json",
+        "honestseg-download.lock", "streethazards_train.tar", "streethazards_train.tar.json",
     ]  # fmt: skip
     server.files["/streethazards_test.tar"] = two["test"].read_bytes()
     assert run("streethazards", "--data-dir", root)[0] == 0
@@ -360,10 +455,89 @@ def test_what_was_fetched_and_is_no_good_is_fetched_anew(tmp_path, server, root,
     if content is zipfile:
         content = pack(tmp_path / "a", [("x", b"")], "zip").read_bytes()
     server.files["/set.zip"] = content
-    error_line(run("camvid", "--data-dir", root, "--url", server.url()), match)
+    assert server.url() in error_line(run("camvid", "--data-dir", root, "--url", server.url()), match)
     assert beside(root) == []
     server.files["/set.zip"] = pack(tmp_path / "b", CAMVID.items(), "zip").read_bytes()
     assert run("camvid", "--data-dir", root, "--url", server.url())[0] == 0
+
+
+def city(tmp_path, kind, name="a"):
+    return pack(tmp_path / name, {n: c for n, c in CITY.items() if n.startswith(kind)}.items(), "zip").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["/a.zip", "/mirror/a.zip"])
+def test_a_bad_archive_does_not_block_the_set(tmp_path, server, root, run, place):
+    """The first comes as a web page, the second not at all; then both are right, here or on another server."""
+    server.files["/a.zip"] = b"<html>log in</html>"
+    urls = ",".join(map(server.url, ("/a.zip", "/b.zip")))
+    error_line(run("cityscapes", "--data-dir", root, "--url", urls), "answers 404")
+    server.files |= {place: city(tmp_path, "leftImg8bit"), "/b.zip": city(tmp_path, "gtFine")}
+    urls = ",".join(map(server.url, (place, "/b.zip")))
+    if place == "/a.zip":  # what lies there is seen, and goes
+        assert server.url(place) in error_line(run("cityscapes", "--data-dir", root, "--url", urls), "a web page")
+    code, _, err = run("cityscapes", "--data-dir", root, "--url", urls)
+    assert code == 0, err
+    assert tree(root) == CITY
+
+
+def test_a_zip_that_claims_to_be_huge_is_removed(tmp_path, server, root, run, monkeypatch):
+    content = bytearray(pack(tmp_path / "a", CAMVID.items(), "zip").read_bytes())
+    at = content.index(b"PK\1\2") + 24
+    content[at : at + 4] = b"\xf0\xff\xff\xff"
+    server.files["/set.zip"] = bytes(content)
+    error_line(run("camvid", "--data-dir", root, "--url", server.url()), "it says that it unpacks to 4.3 GB")
+    assert beside(root) == []
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_killed_while_it_clears_up(tmp_path, server, root, run, monkeypatch, keep):
+    """Whatever has gone by then: the next run clears the rest, and keeps what was to be kept."""
+    server.files["/set.zip"] = pack(tmp_path / "a", CAMVID.items(), "zip").read_bytes()
+    words = ["camvid", "--data-dir", root, "--url", server.url(), *["--keep-archive"] * keep]
+    real = Path.unlink
+
+    def stop(path, **more):
+        if path.parent == root.parent / "set.part" and root.exists():
+            raise KeyboardInterrupt
+        real(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop)
+        assert run(*words)[0] == 130
+    assert (root.parent / "set.part" / download_place.LOCK).exists()
+    assert run(*words)[0] == 0
+    assert beside(root) == (["set", "set.zip"] if keep else ["set"])
+
+
+def test_kept_although_killed_right_after_the_rename(tmp_path, server, root, run, monkeypatch):
+    server.files["/set.zip"] = pack(tmp_path / "a", CAMVID.items(), "zip").read_bytes()
+    words = ["camvid", "--data-dir", root, "--url", server.url(), "--keep-archive"]
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download_place, "clear", stop)
+        assert run(*words)[0] == 130
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "kept: " in out
+    assert beside(root) == ["set", "set.zip"]
+
+
+def test_a_second_run_while_the_first_clears_up(tmp_path, root, run):
+    archive = pack(tmp_path / "a", CAMVID.items(), "zip")
+    assert run("camvid", "--data-dir", root, "--archive", archive)[0] == 0
+    with download_place.working_folder(root):
+        assert run("camvid", "--data-dir", root, "--archive", archive)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["lock", "unpacked", "x.json", "x.zip.part", "a" * 251, download_place.LOCK])
+def test_names_that_the_working_folder_has_a_use_for(tmp_path, server, root, run, name):
+    server.files[f"/{name}"] = pack(tmp_path / "a", CAMVID.items(), "zip").read_bytes()
+    code, _, err = run("camvid", "--data-dir", root, "--url", server.url(f"/{name}"))
+    assert code == 0, err
+    assert beside(root) == ["set"]
 
 
 def test_an_archive_cut_without_a_word_is_fetched_anew(tmp_path, server, root, run):
@@ -548,7 +722,7 @@ def test_killed_while_it_unpacks(tmp_path, server, root, start):
     files = camvid(size=10, count=400)
     server.files["/set.zip"] = pack(tmp_path / "a", files.items(), "tar.gz").read_bytes()
     words = ("camvid", "--data-dir", root, "--url", server.url())
-    unpacked, killed = root.parent / "set.part" / "unpacked", 0
+    unpacked, killed = root.parent / "set.part" / "unpacked" / "one", 0
     for folder in ("train", "trainannot", "val", "testannot"):
         process = start(*words)
         wait_for(lambda folder=folder, process=process: (unpacked / folder).exists() or not process.is_alive())
@@ -583,8 +757,8 @@ def test_killed_between_the_rename_and_the_clearing(tmp_path, root, run):
     archive = pack(tmp_path / "a", CAMVID.items(), "zip")
     assert run("camvid", "--data-dir", root, "--archive", archive)[0] == 0
     (root.parent / "set.part").mkdir()
-    for name in ("lock", "x.zip"):
-        (root.parent / "set.part" / name).write_text("x")
+    for name, content in ((download_place.LOCK, download_place.MARK), ("x.zip", b"x")):
+        (root.parent / "set.part" / name).write_bytes(content)
     assert run("camvid", "--data-dir", root)[0] == 0
     assert beside(root) == ["set"]
 
@@ -615,6 +789,23 @@ def test_the_script_itself(tmp_path, root):
 
 
 def test_streets_are_rendered_once(root, run, monkeypatch):
+    render_few(monkeypatch)
+    root.mkdir()  # an empty folder is filled
+    (root.parent / "set.part/unpacked/.streets.x.part").mkdir(parents=True)  # of a run that was killed
+    (root.parent / "set.part" / download_place.LOCK).write_bytes(download_place.MARK)
+    assert run("streets", "--data-dir", root)[0] == 0
+    assert len(tree(root)) == 6
+    assert beside(root) == ["set"]
+    assert "is there already" in run("streets", "--data-dir", root)[1]
+    (root.parent / "mine").mkdir()
+    (root.parent / "mine/x").touch()
+    error_line(run("streets", "--data-dir", root.parent / "mine"), "this is no complete streets folder")
+    monkeypatch.setitem(SOURCES, "streets", replace(SOURCES["streets"], pairs=4))
+    error_line(run("streets", "--data-dir", root), "streets is not complete: 3 of 4 images with masks")
+
+
+def render_few(monkeypatch):
+    """One image a split, in this process."""
     monkeypatch.setattr(synthetic, "COUNTS", {"train": 1, "validation": 1, "test": 1})
     real = synthetic.write_streets
     monkeypatch.setattr(
@@ -622,11 +813,46 @@ def test_streets_are_rendered_once(root, run, monkeypatch):
         "write_streets",
         lambda root, progress: real(root, counts=synthetic.COUNTS, workers=1, progress=progress),
     )
-    assert run("streets", "--data-dir", root)[0] == 0
-    assert len(tree(root)) == 6
-    assert "is there already" in run("streets", "--data-dir", root)[1]
-    (root.parent / "mine").mkdir()
-    error_line(run("streets", "--data-dir", root.parent / "mine"), "this is no streets folder")
+
+
+def test_two_renderings_at_once_and_a_failed_one(root, run, monkeypatch):
+    with download_place.working_folder(root):
+        error_line(run("streets", "--data-dir", root), "another download is at work")
+
+    def fail(folder, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic, "write_streets", fail)
+    assert run("streets", "--data-dir", root)[0] == 130
+    assert beside(root) == []
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.slow
+def test_an_interrupted_rendering_is_one_line(tmp_path, root):
+    """Ctrl-C reaches the workers, too, while they still import."""
+    few = """import functools, sys, download, flags, synthetic
+counts = dict.fromkeys(synthetic.COUNTS, 1)
+synthetic.write_streets = functools.partial(synthetic.write_streets, counts=counts, workers=2)
+sys.exit(flags.run(download.main))"""
+    words = [sys.executable, "-c", few, "streets", "--data-dir", root]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stderr=pipe, text=True, start_new_session=True) as process:
+        wait_for(lambda: any((root.parent / "set.part/unpacked").rglob("test/images/test/t1")))
+        time.sleep(0.3)  # the workers have begun, and have numpy to import
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("interrupted\n")
+    assert beside(root) == []
+
+
+def test_the_command_told_can_be_pasted(root, run):
+    where = root.parent / "my data"
+    out = run("cityscapes", "--data-dir", where)[1]
+    command = next(line for line in out.splitlines() if line.startswith("  unpack"))
+    assert shlex.split(command)[4:6] == ["--data-dir", str(where)]
 
 
 REGISTERED = [name for name, source in SOURCES.items() if source.register]

@@ -1,6 +1,7 @@
 """Transfers against a real server on 127.0.0.1 that cuts, stalls, lies and changes its mind."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -265,6 +266,86 @@ def test_a_redirect_in_a_circle_ends(server, target):
 def test_what_is_no_address(server, target, url):
     with pytest.raises(UserError, match="no http or https address"):
         transfer.check_url(url)
+
+
+def test_a_password_is_refused_and_not_shown(server, target):
+    with pytest.raises(UserError, match="an address with a user's name or password") as caught:
+        transfer.check_url("http://me:secret@127.0.0.1/x.zip")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["http://[bad/x", "http://h:99999/x", "http://a..b/x"])
+def test_a_redirect_to_what_is_no_address(server, target, where):
+    server.plan = [("redirect", where)] * 2
+    refused(server, target, "cannot be used|no http or https address|no host's name")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("proxy", ["/foo", "127.0.0.1:abc", "socks5://127.0.0.1:9", "http://"])
+def test_a_proxy_that_cannot_be_is_no_broken_line(server, target, monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    text = refused(server, target, "an address on the way cannot be used")
+    assert "check http_proxy" in text
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_numbers_that_no_file_has(server, target, digits):
+    server.plan = [("busy", "9" * digits), ("numbered", "9" * digits)]
+    assert fetched(server, target) is None
+
+
+def test_what_the_server_says_is_one_printable_line(server, target, capsys):
+    server.plan = [("says", 503, "\x1b[2J" + "x" * 3000), ("says", 404, "\x1b[2J" + "x" * 3000)]
+    text = refused(server, target, r"the server answers 404 \\x1b\[2Jx+…")
+    told = capsys.readouterr().err
+    assert "answers 503 \\x1b[2J" in told
+    assert max(map(len, (told, text))) < 600
+    assert "\x1b" not in told + text
+
+
+def test_a_rest_without_the_tag_starts_over(server, target):
+    """The files are of one size: nothing else would tell that the rest is another version's."""
+    server.plan = [("cut", 100_000), ("untagged", OTHER)]
+    fetched(server, target, digest="")
+    assert server.asked("Range") == [None, "bytes=100000-", None]
+
+
+def test_an_endless_stream_stops_before_the_disk_is_full(server, target, monkeypatch):
+    monkeypatch.setattr(transfer, "CHECKED_EVERY", 1 << 20)
+    usage = shutil.disk_usage(target.parent)
+    monkeypatch.setattr(
+        transfer.shutil, "disk_usage", lambda folder: usage._replace(free=10_000_000 - transfer_size(target))
+    )
+    server.plan = [("endless",)]
+    with pytest.raises(UserError, match="GB are free"):
+        transfer.fetch(server.url(), target, growth=1.0)
+    assert left(target) == []  # nothing that no later run could go on with
+
+
+def transfer_size(target):
+    part = target.with_name("set.zip.part")
+    return part.stat().st_size if part.exists() else 0
+
+
+def test_a_part_that_cannot_be_resumed_does_not_stay(server, target, monkeypatch):
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    server.tag, server.plan = None, [("cut", 100_000)]
+    assert "are kept" not in refused(server, target, "cut after")
+    assert left(target) == []
+
+
+def test_a_note_of_an_empty_file_without_the_file(server, target):
+    """As a process leaves it that is killed before the first byte."""
+    target.with_name("set.zip.json").write_text(json.dumps({"url": server.url(), "size": 0, "validator": '"1"'}))
+    fetched(server, target)
+
+
+def test_the_size_beforehand_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(transfer, "HEAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(transfer, "TIMEOUT", 30)
+    server.mute, begun = True, time.monotonic()
+    assert transfer.told_size(server.url()) is None
+    assert time.monotonic() - begun < 5
 
 
 def test_a_host_whose_name_cannot_be(server, target):

@@ -5,6 +5,7 @@ import io
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 
@@ -109,6 +110,7 @@ OUTSIDE = {
     "\x1b[2J": "a control character",
     "x" * 300: "a name too long",
     "/".join("d" * 40): "a name too long",
+    "/".join(["d" * 200] * 6): "a name too long",
 }
 
 
@@ -235,6 +237,92 @@ def test_a_tar_that_ends_after_a_member_is_cut_short(tmp_path, folder, kind):
     content = pack(tmp_path / "a", [("a", b"1"), ("b", b"2")], "tar").read_bytes()[:2048]
     (tmp_path / "a").write_bytes(content if kind == "tar" else gzip.compress(content))
     refused(tmp_path / "a", folder, "no end mark")
+
+
+@pytest.mark.parametrize("kind", ["hole", "two", "junk"])
+def test_a_tar_with_more_after_what_looks_like_its_end(tmp_path, folder, kind):
+    """tarfile stops at the first block of zeros without a word."""
+    content = pack(tmp_path / "a", [(str(i), bytes([i]) * 600) for i in range(1, 30)], "tar").read_bytes()
+    more = {"hole": content[:3072] + bytes(4096) + content[7168:], "two": content * 2, "junk": content + b"junk"}
+    (tmp_path / "a").write_bytes(more[kind])
+    refused(tmp_path / "a", folder, "something follows the end mark")
+
+
+def test_a_damaged_bzip2_inside_a_zip(tmp_path, folder):
+    with zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_BZIP2) as file:
+        file.writestr("a", bytes(range(256)) * 20)
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[45:60] = b"\xaa" * 15
+    (tmp_path / "a").write_bytes(content)
+    refused(tmp_path / "a", folder, "damaged")
+
+
+def record(key, value):
+    """A pax record: its own length in digits first."""
+    body = b" " + key + b"=" + value + b"\n"
+    size = len(body)
+    while len(str(size)) + len(body) != size:
+        size = len(str(size)) + len(body)
+    return str(size).encode() + body
+
+
+def header(kind, size=0):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def padded(content):
+    return content + bytes(-len(content) % 512)
+
+
+def long_header():
+    """One for all that follows, of a megabyte."""
+    records = record(b"k", b"A" * 1_000_000)
+    return header(b"g", len(records)) + padded(records) + header(b"0")
+
+
+def sparse():
+    """A file with holes whose map has no end, in the newest form."""
+    marks = {b"major": b"1", b"minor": b"0", b"realsize": b"1", b"name": b"x"}
+    records = b"".join(record(b"GNU.sparse." + key, value) for key, value in marks.items())
+    numbers = b"999999999999\n" + b"7\n" * 4_000_000
+    return header(b"x", len(records)) + padded(records) + header(b"0", 9_000_000) + numbers
+
+
+def old_sparse():
+    """The same in the oldest form."""
+    first = bytearray(header(b"S"))
+    first[482] = 1
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    return bytes(first) + (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 20_000
+
+
+@pytest.mark.parametrize("make", [long_header, sparse, old_sparse])
+def test_headers_that_would_fill_the_memory(tmp_path, folder, make):
+    (tmp_path / "a").write_bytes(gzip.compress(make() + bytes(1024), 1))
+    tracemalloc.start()
+    refused(tmp_path / "a", folder, "a header of")
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
+
+
+def test_headers_for_all_members_do_not_add_up(tmp_path, folder):
+    content = b""
+    for i in range(200):
+        records = record(b"k%04d" % i, b"A" * 100)
+        info = tarfile.TarInfo(str(i))
+        content += header(b"g", len(records)) + padded(records) + info.tobuf(tarfile.USTAR_FORMAT)
+    (tmp_path / "a").write_bytes(content + bytes(1024))
+    refused(tmp_path / "a", folder, "too many headers")
+
+
+def test_folders_are_counted(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(unpacking, "MOST_FILES", 100)
+    refused(
+        pack(tmp_path / "a", [("/".join([str(i)] * 30), b"") for i in range(4)], "tar"), folder, "files and folders"
+    )
 
 
 def test_the_checksum_of_a_tar_gz_is_compared_even_behind_much_padding(tmp_path, folder):
