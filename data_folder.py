@@ -52,7 +52,7 @@ def with_classes_json(spec, path):
         values, void_colours = _folder_values(content, entries, names)
     except FileNotFoundError:
         raise UserError("no classes.json", path, FOLDER_HELP) from None
-    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"classes.json cannot be used ({error!r})", path, FOLDER_HELP) from None
     coloured = sum("color" in entry for entry in entries)
     if void_colours.keys() & colours.keys():
