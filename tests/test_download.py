@@ -831,11 +831,11 @@ def test_two_renderings_at_once_and_a_failed_one(root, run, monkeypatch):
 @pytest.mark.slow
 def test_an_interrupted_rendering_is_one_line(tmp_path, root):
     """Ctrl-C reaches the workers, too, while they still import."""
-    few = """import functools, sys, download, flags, synthetic
-counts = dict.fromkeys(synthetic.COUNTS, 1)
+    many = """import functools, sys, download, flags, synthetic
+counts = dict.fromkeys(synthetic.COUNTS, 300)
 synthetic.write_streets = functools.partial(synthetic.write_streets, counts=counts, workers=2)
 sys.exit(flags.run(download.main))"""
-    words = [sys.executable, "-c", few, "streets", "--data-dir", root]
+    words = [sys.executable, "-c", many, "streets", "--data-dir", root]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, cwd=ROOT, stderr=pipe, text=True, start_new_session=True) as process:
         wait_for(lambda: any((root.parent / "set.part/unpacked").rglob("test/images/test/t1")))
