@@ -16,62 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-import flags
-from data_augment import (  # noqa: F401  the front of its parts
-    AUGMENTATIONS,
-    FILL,
-    MEAN,
-    STD,
-    Augment,
-    Normalise,
-    find_outside,
-    jitter_colour,
-    parse_augment,
-    to_float,
-    warp,
-)
-from data_codings import hidden_fault, label_error, likely_cause, starts_at_one  # noqa: F401  the front of its parts
-from data_layout import by_condition  # noqa: F401
-from data_sampling import (  # noqa: F401
-    Sampling,
-    Ticket,
-    build_sampling,
-    draw_tickets,
-    parse_sampling,
-    share_batches,
-)
-from data_spaces import (  # noqa: F401
-    LABEL_SPACES,
-    MERGED,
-    LabelSpace,
-    answer_table,
-    build_space,
-    common_names,
-    declared_classes,
-    declared_names,
-    join,
-    parse_sets,
-    run_name,
-    translate,
-)
-from data_specs import (  # noqa: F401
-    DATASETS,
-    IN_FOLDERS,
-    NORMAL,
-    UNKNOWN,
-    VOID,
-    Spec,
-    build_spec,
-    find_images,
-    find_pairs,
-    hold_out,
-    parse_name,
-    recognise,
-)
-from flags import UserError
+import cli
+from cli import UserError
+from datasets.catalogue import DATASETS, build_spec, hold_out
+from datasets.label_spaces import LABEL_SPACES, build_space, join, parse_sets, translate
+from datasets.masks import read_image, read_pair, read_target
+from datasets.pairs import find_pairs
+from datasets.spec import VOID, Spec
+from networks.blocks import MEAN
 
 LOGIT_BYTES = 640 << 20  # the most that one image's logits may take; a larger image enters the network reduced
 
@@ -100,16 +56,16 @@ def add_data_flags(parser):
         metavar="NAME,...",
         help="hold these classes out: void in training, anomalies in validation and test; empty: none",
     )
-    group.add_argument("--limit", type=flags.natural, default=0, help="first N images of each split; 0: all")
-    group.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
+    group.add_argument("--limit", type=cli.natural, default=0, help="first N images of each split; 0: all")
+    group.add_argument("--workers", type=cli.natural, default=2, help="reading processes; 0: read in this one")
 
 
 def add_geometry_flags(parser):
     """The flags that choose how an image is brought to the network's size, and how it is varied in training."""
     group = parser.add_argument_group("geometry and augmentation")
-    group.add_argument("--image-size", type=flags.size, default=[180, 320], metavar="HxW", help="canvas, pixels")
-    group.add_argument("--crop", type=flags.size, metavar="HxW", help="cut this from the full size instead; empty: off")
-    group.add_argument("--short-side", type=flags.natural, default=0, help="with --crop: resize to it first; 0: off")
+    group.add_argument("--image-size", type=cli.size, default=[180, 320], metavar="HxW", help="canvas, pixels")
+    group.add_argument("--crop", type=cli.size, metavar="HxW", help="cut this from the full size instead; empty: off")
+    group.add_argument("--short-side", type=cli.natural, default=0, help="with --crop: resize to it first; 0: off")
     group.add_argument(
         "--augment",
         default="flip=0.5,scale=0.75:1.5,colour=0.3",
@@ -122,156 +78,6 @@ def add_geometry_flags(parser):
         help="which images an epoch shows: uniform (each once), balanced (each class as often as any other), "
         "rare-crops:share=0.5 (that share of the crops holds a rare class; with --crop)",
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def read_image(path):
-    """Read a file as an RGB PIL image, its EXIF orientation not applied (but kept in `getexif()`).
-
-    Raises UserError for a file that cannot be decoded to its end.
-    """
-    try:
-        with Image.open(path) as image:
-            exif = image.getexif()  # read now: a TIFF's lies in the open file
-            if image.mode == "RGB":
-                image.load()
-                return image  # as decoded, where a conversion would copy it
-            if image.mode.startswith("I;16"):  # convert would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of mode {image.mode}, which has no range; save it as 8 or 16 bit")
-            rgb = image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError("no such file", path, "check the path") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image ({error})", path, "the file is damaged or no image; replace it") from None
-    rgb.getexif().update(exif)
-    return rgb
-
-
-def read_labels(path, spec):
-    """Decode a mask file into train ids.
-
-    Returns target (H, W) uint8, UNKNOWN (254) where the value is neither a class nor void, and the mask's own values
-    (H, W): numbers, float64 where one is negative, fractional or beyond 65535; or r·65536 + g·256 + b for a mask drawn
-    in colours.
-    Raises UserError for an unreadable file.
-    """
-    try:
-        with Image.open(path) as mask:
-            coloured = mask.mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr") or _palette_is_declared(mask, spec)
-            values = _read_colours(mask) if coloured else _read_numbers(mask)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read mask ({error})", path, "the file is damaged or no image; replace it") from None
-    if coloured and spec.colours:
-        return spec.colour_table[values], values
-    if coloured:  # one number a pixel, stored three times
-        if (values != (values & 255) * 0x010101).any():
-            return np.full(values.shape, UNKNOWN, np.uint8), values  # colours, where the set declares none
-        values = values.astype(np.uint8)
-    if values.dtype == np.uint8:  # the same as below, several times as fast
-        target = bytearray(values).translate(spec.value_table[:256].tobytes())
-        return np.frombuffer(target, np.uint8).reshape(values.shape), values
-    if values.dtype.kind != "f":
-        return spec.value_table[values], values
-    fits = _are_class_numbers(values)
-    target = spec.value_table[np.where(fits, values, 0).astype(np.int32)]
-    return np.where(fits, target, np.uint8(UNKNOWN)), values
-
-
-def _read_colours(mask):
-    """A PIL image's colours as numbers r·65536 + g·256 + b, (H, W) int32."""
-    rgb = mask if mask.mode == "RGB" else mask.convert("RGB")
-    return np.frombuffer(rgb.tobytes("raw", "BGRX"), "<i4").reshape(mask.height, mask.width)  # X is 0
-
-
-def _read_numbers(mask):
-    """A PIL image's numbers (H, W): of whole type, or float64 where one of them can be no class.
-
-    Raises ValueError where one is no number at all.
-    """
-    values = np.asarray(mask)
-    if values.dtype == bool:
-        return (values.view(np.uint8) != 0).astype(np.uint8)  # PIL keeps one bit a pixel as 0 and 255
-    if values.dtype.kind == "u":
-        return values
-    if not np.isfinite(values).all():
-        raise ValueError("some of its pixels are no numbers")
-    return values.astype(np.int32 if _are_class_numbers(values).all() else np.float64)
-
-
-def _are_class_numbers(values):
-    """Which numbers a class can have, (H, W) bool: whole ones from 0 to 65535."""
-    return (values >= 0) & (values <= 65535) & (values % 1 == 0)
-
-
-def _palette_is_declared(mask, spec):
-    """Whether a palette image shows declared class colours only: then those count, not its arbitrary indices."""
-    if mask.mode != "P" or not spec.colours:
-        return False
-    used = {colour for _, colour in mask.convert("RGB").getcolors(maxcolors=256)}
-    return used <= spec.colours.keys()
-
-
-def read_target(path, spec):
-    """Read a mask as target (H, W) uint8 train ids.
-
-    Raises UserError for values that are neither a class nor void, with their counts and the likely cause.
-    """
-    target, values = read_labels(path, spec)
-    unknown = target == UNKNOWN
-    if unknown.any():
-        raise label_error(count_values(values[unknown]), count_values(values), path, spec)
-    return target
-
-
-def read_pair(image_path, mask_path, spec):
-    """An image as RGB PIL image and its target (H, W) uint8, of the same size.
-
-    The EXIF orientation is applied only where that makes the image's size match the mask's.
-    Raises UserError for sizes that differ.
-    """
-    image, target = read_image(image_path), read_target(mask_path, spec)
-    return match_size(image, target.shape, image_path), target
-
-
-def match_size(image, shape, path):
-    """The image, turned by its EXIF orientation if only that makes its size the mask's (H, W)."""
-    if (image.height, image.width) == shape:
-        return image
-    turned = ImageOps.exif_transpose(image)
-    if (turned.height, turned.width) == shape:
-        return turned
-    sizes = f"image {image.height}x{image.width}, mask {shape[0]}x{shape[1]}"
-    raise UserError(f"image and mask differ in size ({sizes})", path, "save the mask at its image's size")
-
-
-def count_values(values):
-    """{mask value: pixels} of an array of whole numbers."""
-    flat = values.ravel()
-    starts, lengths = find_runs(flat)
-    return count_runs(flat[starts], lengths)
-
-
-def find_runs(flat):
-    """Stretches of one value in an array (n,): where each starts and how long it is, both (runs,) int64.
-
-    A mask has a fiftieth as many as pixels: what counts or looks for labels goes through these.
-    """
-    if not flat.size:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    return starts, np.diff(starts, append=flat.size)
-
-
-def count_runs(values, lengths):
-    """{value: pixels} of runs, in ascending order; values: (runs,), lengths: (runs,) int64."""
-    found, places = np.unique(values, return_inverse=True)
-    counts = np.bincount(places, lengths, minlength=len(found)).astype(np.int64)  # float64 counts exactly up to 2^53
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -445,12 +251,12 @@ def open_dataset(args, space=None):
     names, roots, shares = zip(*parse_sets(args.dataset, args.data_dir), strict=True)
     specs = [build_spec(name, root) for name, root in zip(names, roots, strict=True)]
     for note in dict.fromkeys(f"{spec.name}: {spec.note}" for spec in specs if spec.note):
-        flags.warn(note)
+        cli.warn(note)
     if space is None and (len(specs) > 1 or args.label_space != "own"):
         space = build_space(args.label_space, specs)
     if space is not None:
         specs = [translate(spec, space) for spec in specs]
-    if held_out := flags.names(args.anomaly_classes):
+    if held_out := cli.names(args.anomaly_classes):
         specs = [hold_out(spec, held_out) for spec in specs]
     return specs[0] if len(specs) == 1 else join(specs, roots, shares), roots[0]
 
@@ -607,3 +413,112 @@ def _checked(loader):
         yield from loader
     except UserError as error:
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+
+FILL = tuple(round(255 * mean) for mean in MEAN)  # the colour outside an image, which normalisation turns into 0
+
+AUGMENTATIONS = {"flip": 0.5, "scale": [0.5, 2.0], "translate": 0.1, "rotate": 10.0, "colour": 0.3, "noise": 0.05}
+
+
+def to_float(images):
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1], channels_last in memory."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def parse_augment(text):
+    """Read --augment into {name: value}; raises UserError for an unknown name or a value out of range."""
+    options = cli.parse_items(text, AUGMENTATIONS)
+    limits = {"scale": (0.5, 2), "rotate": (0, 180), "colour": (0, 0.9)}
+    for name, value in options.items():
+        low, high = limits.get(name, (0, 1))
+        ends = value if isinstance(value, list) else [value]
+        if not all(low <= end <= high for end in ends) or ends != sorted(ends) or len(ends) > 2:
+            raise UserError(f"{name}={value} is out of range", "--augment", f"it lies between {low} and {high}")
+    return options
+
+
+class Augment:
+    """Vary images and targets together on the device: one sampling grid moves both.
+
+    options: `parse_augment`'s. Images are sampled bilinearly, targets by nearest neighbour; what lies outside the image
+    gets the mean colour, which no jitter changes, and void.
+    """
+
+    def __init__(self, options):
+        self.options = options
+
+    def __call__(self, images, targets, generator):
+        """images (N, H, W, 3) uint8, targets (N, H, W) uint8 -> (N, 3, H, W) float32 in [0, 1], (N, H, W) uint8.
+
+        generator: on the images' device; every draw comes from it.
+        """
+        raw, images = images, to_float(images)  # (N, H, W, 3), (N, 3, H, W)
+        moving = self.options.keys() & {"flip", "scale", "translate", "rotate"}
+        affine = self.draw_affine(images, generator) if moving else None
+        if self.options.get("colour"):  # before the warp, which brings the mean colour in from outside
+            images = images.contiguous()  # sums over channels are twice as fast
+            jittered = jitter_colour(images, self.options["colour"], generator)
+            images = torch.where(find_outside(raw, targets), images, jittered)
+        if moving:
+            images, targets = warp(images, targets, affine)
+        if self.options.get("noise"):
+            sigma = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * self.options["noise"]
+            noise = torch.randn(images.shape, generator=generator, device=images.device)
+            images = (images + sigma * noise).clamp_(0, 1)
+        return images, targets
+
+    def draw_affine(self, images, generator):
+        """(N, 2, 3) float32: for each place of the output, in [-1, 1]², where it is read from.
+
+        Zooming in by s shows a window of 1/s, anywhere inside the image; zooming out puts the image anywhere inside
+        the canvas. `scale` is drawn uniformly in its logarithm.
+        """
+        count, (height, width), device = len(images), images.shape[2:], images.device
+
+        def uniform(low, high):
+            return low + (high - low) * torch.rand(count, generator=generator, device=device)
+
+        low, high = (self.options.get("scale", [1.0]) * 2)[:2]
+        zoom = uniform(math.log(low), math.log(high)).exp()
+        angle = uniform(-1.0, 1.0) * math.radians(self.options.get("rotate", 0.0))
+        mirror = 1.0 - 2.0 * (uniform(0.0, 1.0) < self.options.get("flip", 0.0)).float()
+        room = (1 - 1 / zoom).abs() + 2 * self.options.get("translate", 0.0)  # the canvas is 2 wide in these units
+        shift_x, shift_y = uniform(-1.0, 1.0) * room, uniform(-1.0, 1.0) * room
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
+        aspect = height / width  # a rotation in pixels, written for axes that both run from -1 to 1
+        rows = [mirror * cos, -sin * aspect, shift_x, mirror * sin / aspect, cos, shift_y]
+        return torch.stack(rows, dim=1).view(count, 2, 3)
+
+
+def warp(images, targets, affine):
+    """Sample images (N, 3, H, W) float and targets (N, H, W) uint8 at the same places, `affine` (N, 2, 3).
+
+    Outside lies the mean colour, and void: targets are sampled as (target - 255), so that the zeros that pad are void.
+    """
+    grid = F.affine_grid(affine, images.shape, align_corners=False)  # (N, H, W, 2)
+    fill = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    images = F.grid_sample(images - fill, grid, mode="bilinear", align_corners=False) + fill
+    labels = targets[:, None].float() - VOID  # (N, 1, H, W)
+    labels = F.grid_sample(labels, grid, mode="nearest", align_corners=False) + VOID
+    return images, labels[:, 0].round_().to(torch.uint8)
+
+
+def find_outside(images, targets):
+    """(N, 1, H, W) bool: what `Geometry.cut` added around images (N, H, W, 3) uint8; targets (N, H, W) uint8."""
+    red, green, blue = (images[..., channel] == FILL[channel] for channel in range(3))
+    return ((targets == VOID) & red & green & blue)[:, None]
+
+
+def jitter_colour(images, strength, generator):
+    """Vary brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor of 1 ± strength.
+
+    Contrast is the distance to the image's mean grey g, saturation that to the pixel's mean m over channels:
+    x1 = ((x - g) · contrast + g) · brightness, x2 = (x1 - m1) · saturation + m1; here multiplied out.
+    """
+    draws = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=images.device)
+    brightness, contrast, saturation = 1 + strength * (2 * draws - 1)
+    grey = images.mean(dim=(1, 2, 3), keepdim=True)
+    luma = images.mean(dim=1, keepdim=True)  # (N, 1, H, W)
+    gain = brightness * contrast
+    rest = brightness * (1 - contrast) * grey + gain * (1 - saturation) * luma
+    return torch.addcmul(rest, images, gain * saturation).clamp_(0, 1)

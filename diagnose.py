@@ -23,18 +23,39 @@ from typing import NamedTuple
 
 import torch
 
+import cli
 import data
-import data_audit
-import data_outliers
-import engine
-import flags
 import losses
 import metrics
 import models
-import models_foreign
-import probes
-import report
-from flags import UserError
+from anomaly.outliers import open_outliers
+from cli import UserError
+from datasets.audit import audit_split, require_clean
+from datasets.catalogue import DATASETS, build_spec, parse_name, recognise
+from datasets.spec import by_condition
+from engine.devices import choose_device, open_dataset
+from engine.predictor import Predictor
+from engine.sampling import draw_tickets
+from engine.trained_run import check_classes, layout_map_of, load_predictor, space_of, trained_on
+from networks.blocks import Normalise
+from networks.foreign import add_foreign_flags, build_preparation, load_foreign
+from probes import files, shortcut, trained_weights
+from probes.answers import class_assignment, collapse, flip_equivariance, prediction_shift, softmax_inside, take_sample
+from probes.conditions import CONDITIONS, judge_conditions, noise_row, run_condition
+from probes.cross_dataset import cross_dataset
+from probes.files import audit_files, class_distribution, duplicates, layout_floor, mask_borders, odd_images
+from probes.finding import Finding, conclude
+from probes.image_mask_fit import label_agreement
+from probes.noise_test import noise_test as noise_test_probe
+from probes.noise_test import references
+from probes.preprocessing import input_contrast, preprocessing
+from probes.shortcut import feature_correlation
+from probes.survey import survey_split
+from probes.trained_weights import batch_norm_gap
+from probes.training_log import training_log
+from report.colours import distinct_palette
+from report.exhibits import diagnosis_table
+from report.files import save_exhibits, write_diagnosis_page, write_json
 
 ABOUT_TRAINING = {"model", "freeze", "aux_task", "iters", "lr"}
 OF_MASKS = {"classes", "layout_floor"}  # the probes that ask for no image
@@ -42,7 +63,7 @@ OF_MASKS = {"classes", "layout_floor"}  # the probes that ask for no image
 
 def build_parser():
     """All flags of diagnose.py."""
-    parser = flags.Parser(__doc__ + "\n" + list_probes())
+    parser = cli.Parser(__doc__ + "\n" + list_probes())
     group = parser.add_argument_group("what to look at; nothing given: all that applies and trains nothing")
     group.add_argument("--ckpt", metavar="FILE", help="a checkpoint; its data set, model and loss are used")
     group.add_argument("--data", action="store_true", help="the data set alone: every probe of the group data")
@@ -59,13 +80,13 @@ def build_parser():
     group.add_argument("--json", metavar="FILE", help="where the JSON goes; empty: OUT/diagnosis.json")
     data.add_data_flags(parser)
     models.add_model_flags(parser)
-    models_foreign.add_foreign_flags(parser)
+    add_foreign_flags(parser)
     group = parser.add_argument_group("how the fresh or foreign model sees images, and how probes that train do it")
-    group.add_argument("--image-size", type=flags.size, default=[120, 160], metavar="HxW", help="canvas, pixels")
-    group.add_argument("--iters", type=flags.positive_int, default=400, help="steps of each training")
-    group.add_argument("--batch-size", type=flags.positive_int, default=8, help="images a step")
-    group.add_argument("--lr", type=flags.non_negative, default=2e-3, help="peak learning rate")
-    group.add_argument("--seed", type=flags.natural, default=0, help="of weights, order and noise")
+    group.add_argument("--image-size", type=cli.size, default=[120, 160], metavar="HxW", help="canvas, pixels")
+    group.add_argument("--iters", type=cli.positive_int, default=400, help="steps of each training")
+    group.add_argument("--batch-size", type=cli.positive_int, default=8, help="images a step")
+    group.add_argument("--lr", type=cli.non_negative, default=2e-3, help="peak learning rate")
+    group.add_argument("--seed", type=cli.natural, default=0, help="of weights, order and noise")
     group.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
     return parser
 
@@ -76,21 +97,21 @@ class Patient:
     def __init__(self, args, names=()):
         self.args = args
         self.opens_images = not names or not {*names} <= OF_MASKS  # masks alone take a fifth of the time
-        self.device = engine.choose_device(args.device)
-        self.predictor, self.content = engine.load_predictor(args.ckpt, self.device) if args.ckpt else (None, None)
+        self.device = choose_device(args.device)
+        self.predictor, self.content = load_predictor(args.ckpt, self.device) if args.ckpt else (None, None)
         self.config = Namespace(**self.content["config"]) if args.ckpt else None
-        self.spec, root = engine.open_dataset(self._where())
+        self.spec, root = open_dataset(self._where())
         if self.content:
-            engine.check_classes(self.spec, self.content)
+            check_classes(self.spec, self.content)
         self.splits = {name: data.open_split(self.spec, root, name, args.limit) for name in ("train", "val")}
         if test := open_test(self.spec, root, args.limit):
             self.splits["test"] = test
         if args.model_from:
             torch.manual_seed(args.seed)
-            net = models_foreign.load_foreign(args.model_from, args.weights, self.spec.num_classes)
-            prepare = models_foreign.build_preparation(args)
+            net = load_foreign(args.model_from, args.weights, self.spec.num_classes)
+            prepare = build_preparation(args)
             geometry = data.Geometry(args.image_size)
-            self.predictor = engine.Predictor(net, self.spec.num_classes, geometry, self.device, prepare)
+            self.predictor = Predictor(net, self.spec.num_classes, geometry, self.device, prepare)
             self.predictor.answer(torch.zeros(2, *args.image_size, 3, dtype=torch.uint8))  # does it answer at all?
         self.fresh = None
         if self.predictor is None:  # built at once: a wrong --model, --weights or --freeze is the user's mistake
@@ -112,7 +133,7 @@ class Patient:
         """The flags that choose the data set: the checkpoint's own, in the folder that was given or noted."""
         if not self.config:
             return self.args
-        return engine.trained_on(self.content, self.args.data_dir)
+        return trained_on(self.content, self.args.data_dir)
 
     @property
     def title(self):
@@ -123,7 +144,7 @@ class Patient:
     @property
     def palette(self):
         """The classes' colours."""
-        return self.spec.palette or report.distinct_palette(self.spec.num_classes)
+        return self.spec.palette or distinct_palette(self.spec.num_classes)
 
     def _read(self, reader):
         """{split: reader(split, progress)}."""
@@ -136,12 +157,12 @@ class Patient:
     @cached_property
     def audits(self):
         """{split: Audit}."""
-        return self._read(lambda split, tell: data_audit.audit(split, metrics.GRID, tell, self.opens_images))
+        return self._read(lambda split, tell: audit_split(split, metrics.GRID, tell, self.opens_images))
 
     @cached_property
     def surveys(self):
         """{split: Survey}."""
-        return self._read(probes.survey)
+        return self._read(survey_split)
 
     @property
     def clean_audits(self):
@@ -153,13 +174,13 @@ class Patient:
     @cached_property
     def sample(self):
         """A few validation images as the network sees them."""
-        return probes.take_sample(self.splits["val"], self.predictor.geometry)
+        return take_sample(self.splits["val"], self.predictor.geometry)
 
     @cached_property
     def layout_map(self):
         """The training masks' layout map: the checkpoint's own, or made here."""
         if self.content:
-            return engine.layout_map_of(self.content)
+            return layout_map_of(self.content)
         return metrics.fit_layout(self.clean_audits["train"].grids, self.spec.num_classes).map
 
     @cached_property
@@ -176,7 +197,7 @@ class Patient:
     def model_and_loss(self):
         """The model to examine and its criterion: the checkpoint's, or plain cross-entropy."""
         model = self.predictor.model if self.predictor else self.fresh
-        prepare = self.predictor.normalise if self.predictor else data.Normalise()
+        prepare = self.predictor.normalise if self.predictor else Normalise()
         options = {"terms": {"ce": [1.0]}}
         if self.config:
             config, counts = self.config, self.clean_audits["train"].image_counts
@@ -199,7 +220,7 @@ class Patient:
         if getattr(self.config, "outliers", "none") == "none":
             return None
         where = Namespace(**{**vars(self.config), **vars(self._where())})
-        outliers, _ = data_outliers.open_outliers(where, self.spec)
+        outliers, _ = open_outliers(where, self.spec)
         outliers.options["chance"] = 1.0
         return outliers
 
@@ -210,7 +231,7 @@ class Patient:
         if len(split) < 2:
             raise UserError("a single training image", remedy="batch norm needs at least 2")
         order = torch.Generator().manual_seed(self.args.seed)
-        tickets, outliers = data.draw_tickets(len(split), count, order)[0], self.outliers()
+        tickets, outliers = draw_tickets(len(split), count, order)[0], self.outliers()
         if outliers:
             tickets = outliers.add_pastes(tickets, order)
         pairs = data.TrainingPairs(split, geometry, outliers)
@@ -224,7 +245,7 @@ def open_test(spec, root, limit):
     if spec.parts:
         there = all(open_test(part.spec, part.root, limit) for part in spec.parts)
         return data.open_split(spec, root, "test", limit) if there else None
-    folders = [folder for part in data.by_condition(spec) for folder in part.splits.get("test", ())]
+    folders = [folder for part in by_condition(spec) for folder in part.splits.get("test", ())]
     if "test" not in spec.cut and not (folders and all((Path(root) / folder).is_dir() for folder in folders)):
         return None
     try:
@@ -252,31 +273,31 @@ class Probe(NamedTuple):
 
 
 PROBES = {
-    "files": Probe("data", "", 5, lambda p: [probes.audit_files(p.audits)]),
-    "classes": Probe("data", "", 0.1, lambda p: [probes.class_distribution(p.clean_audits)]),
-    "layout_floor": Probe("data", "", 0.2, lambda p: [probes.layout_floor(p.clean_audits, "val")]),
+    "files": Probe("data", "", 5, lambda p: [audit_files(p.audits)]),
+    "classes": Probe("data", "", 0.1, lambda p: [class_distribution(p.clean_audits)]),
+    "layout_floor": Probe("data", "", 0.2, lambda p: [layout_floor(p.clean_audits, "val")]),
     "mask_values": Probe("data", "", 5, lambda p: [mask_values(p)]),
-    "mask_borders": Probe("data", "", 0.2, lambda p: [probes.mask_borders(p.surveys)]),
-    "images": Probe("data", "", 0.2, lambda p: [probes.odd_images(p.surveys)]),
-    "duplicates": Probe("data", "", 1, lambda p: [probes.duplicates(p.surveys)]),
-    "label_agreement": Probe("data", "", 8, lambda p: probes.label_agreement(pairs_of(p.surveys), sizes_of(p.audits))),
-    "log": Probe("model", "ckpt", 0.1, lambda p: probes.training_log(p.log, vars(p.config))),
+    "mask_borders": Probe("data", "", 0.2, lambda p: [mask_borders(p.surveys)]),
+    "images": Probe("data", "", 0.2, lambda p: [odd_images(p.surveys)]),
+    "duplicates": Probe("data", "", 1, lambda p: [duplicates(p.surveys)]),
+    "label_agreement": Probe("data", "", 8, lambda p: label_agreement(pairs_of(p.surveys), sizes_of(p.audits))),
+    "log": Probe("model", "ckpt", 0.1, lambda p: training_log(p.log, vars(p.config))),
     "untrained": Probe("model", "model", 0.2, lambda p: [untrained(p)]),
     "gradient_flow": Probe("model", "", 3, lambda p: [gradient_flow(p)]),
-    "softmax": Probe("model", "model", 3, lambda p: [probes.softmax_inside(p.predictor, p.sample)]),
-    "preprocessing": Probe("model", "model", 10, lambda p: [probes.preprocessing(p.predictor, p.sample, p.layout_map)]),
-    "input_contrast": Probe("model", "model", 0.2, lambda p: [probes.input_contrast(p.predictor, p.sample)]),
-    "batch_norm": Probe("model", "model", 3, lambda p: [probes.batch_norm_gap(p.predictor, p.sample, p.layout_map)]),
-    "class_ids": Probe("model", "model", 1, lambda p: [probes.class_assignment(p.predictor, p.sample, p.layout_map)]),
-    "shift": Probe("model", "model", 1, lambda p: [probes.prediction_shift(p.predictor, p.sample, p.layout_map)]),
-    "flip": Probe("model", "model", 3, lambda p: [probes.flip_equivariance(p.predictor, p.sample, p.layout_map)]),
-    "collapse": Probe("model", "model", 1, lambda p: [probes.collapse(p.predictor, p.sample)]),
+    "softmax": Probe("model", "model", 3, lambda p: [softmax_inside(p.predictor, p.sample)]),
+    "preprocessing": Probe("model", "model", 10, lambda p: [preprocessing(p.predictor, p.sample, p.layout_map)]),
+    "input_contrast": Probe("model", "model", 0.2, lambda p: [input_contrast(p.predictor, p.sample)]),
+    "batch_norm": Probe("model", "model", 3, lambda p: [batch_norm_gap(p.predictor, p.sample, p.layout_map)]),
+    "class_ids": Probe("model", "model", 1, lambda p: [class_assignment(p.predictor, p.sample, p.layout_map)]),
+    "shift": Probe("model", "model", 1, lambda p: [prediction_shift(p.predictor, p.sample, p.layout_map)]),
+    "flip": Probe("model", "model", 3, lambda p: [flip_equivariance(p.predictor, p.sample, p.layout_map)]),
+    "collapse": Probe("model", "model", 1, lambda p: [collapse(p.predictor, p.sample)]),
     "layout_reliance": Probe("shortcut", "model", 20, lambda p: [layout_reliance(p)]),
-    "features": Probe("shortcut", "model", 3, lambda p: [probes.feature_correlation(p.predictor, p.sample)]),
+    "features": Probe("shortcut", "model", 3, lambda p: [feature_correlation(p.predictor, p.sample)]),
     "noise_test": Probe("training", "fresh", 150, lambda p: [noise_test(p)]),
     **{
         name: Probe("training", "fresh", 150, lambda p, name=name: train_under(p, name))
-        for name in probes.CONDITIONS
+        for name in CONDITIONS
         if name != "noise"  # that is the noise test
     },
 }
@@ -293,12 +314,12 @@ def choose_probes(args):
     """The names of the probes to run, in order. Raises UserError for an unknown one, or one that lacks its input."""
     trained = bool(args.ckpt or args.model_from)
     given = {"": True, "model": trained, "ckpt": bool(args.ckpt), "fresh": True}
-    wanted = flags.names(args.only)
+    wanted = cli.names(args.only)
     if args.only and not wanted:
         raise UserError(f"{args.only!r} names no probe", "--only", "--help lists them")
     for name in wanted:
         if name not in PROBES:
-            raise UserError(f"unknown probe {name!r}", "--only", flags.nearest(name, PROBES))
+            raise UserError(f"unknown probe {name!r}", "--only", cli.nearest(name, PROBES))
         if PROBES[name].needs == "model" and not trained:
             raise UserError(f"{name} judges a trained model", "--only", "give it with --ckpt FILE, or --model-from")
         if not given[PROBES[name].needs]:
@@ -336,24 +357,24 @@ def mask_values(patient):
     """Do the masks hold class numbers, in the coding of their set?"""
     if patient.spec.parts:
         raise UserError("several sets, each with a coding of its own", remedy="examine one: --data --dataset NAME")
-    return probes.mask_values(patient.audits, patient.surveys)
+    return files.mask_values(patient.audits, patient.surveys)
 
 
 def untrained(patient):
     """What never moved: against the checkpoint's starting fingerprint, or by the looks of a foreign model's weights."""
     if patient.content:  # no image is needed, so faulty data are no hindrance
-        return probes.untrained(patient.predictor, None, patient.content["initial"], patient.config)
-    return probes.untrained(patient.predictor, patient.sample)
+        return trained_weights.untrained(patient.predictor, None, patient.content["initial"], patient.config)
+    return trained_weights.untrained(patient.predictor, patient.sample)
 
 
 def gradient_flow(patient):
     """Does the loss reach every layer and the image?"""
-    return probes.gradient_flow(*patient.model_and_loss(), *patient.training_batch())
+    return shortcut.gradient_flow(*patient.model_and_loss(), *patient.training_batch())
 
 
 def layout_reliance(patient):
     """How much of the score survives without the image."""
-    return probes.layout_reliance(
+    return shortcut.layout_reliance(
         patient.predictor,
         patient.splits["val"],
         patient.layout_map,
@@ -366,17 +387,15 @@ def layout_reliance(patient):
 def noise_test(patient):
     """Train on noise."""
     args, audits = patient.training_args, patient.clean_audits
-    finding = probes.noise_test(args, patient.splits, audits, patient.device, progress=patient.tell_step)
-    patient.rows.append(probes.noise_row(finding))
+    finding = noise_test_probe(args, patient.splits, audits, patient.device, progress=patient.tell_step)
+    patient.rows.append(noise_row(finding))
     return finding
 
 
 def train_under(patient, name):
     """Train under a condition; its finding comes at the end, when all are there to be compared (`judge_trainings`)."""
     args, audits = patient.training_args, patient.clean_audits
-    patient.rows.append(
-        probes.run_condition(name, args, patient.splits, audits, patient.device, progress=patient.tell_step)
-    )
+    patient.rows.append(run_condition(name, args, patient.splits, audits, patient.device, progress=patient.tell_step))
     return []
 
 
@@ -386,8 +405,8 @@ def judge_trainings(patient):
         return []
     audits = patient.clean_audits
     layout = metrics.fit_layout(audits["train"].grids, patient.spec.num_classes)
-    known = probes.references(audits["train"], patient.splits["val"], layout)
-    found = probes.judge_conditions(patient.rows, known)
+    known = references(audits["train"], patient.splits["val"], layout)
+    found = judge_conditions(patient.rows, known)
     return [finding for finding in found if finding.probe != "shortcut.noise"]  # the noise test has its own
 
 
@@ -414,17 +433,17 @@ def run_probe(patient, name):
     try:
         found = PROBES[name].run(patient)
     except UserError as error:
-        found = [probes.Finding(f"{PROBES[name].group}.{name}", "skip", str(error))]
+        found = [Finding(f"{PROBES[name].group}.{name}", "skip", str(error))]
     except FloatingPointError as error:
         about = {
             "cause": "answers_not_finite",
             "remedy": "use an earlier checkpoint, or train with --clip 1 or --amp off",
         }
-        found = [probes.Finding(f"{PROBES[name].group}.{name}", "fail", str(error), **about)]
+        found = [Finding(f"{PROBES[name].group}.{name}", "fail", str(error), **about)]
     except Exception as error:  # a foreign model may do anything; what it did is shown, not hidden
         why = f"could not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         evidence = {"traceback": traceback.format_exc().splitlines()[-6:]}
-        found = [probes.Finding(f"{PROBES[name].group}.{name}", "skip", why, evidence=evidence)]
+        found = [Finding(f"{PROBES[name].group}.{name}", "skip", why, evidence=evidence)]
     for finding in found:
         finding.seconds = finding.seconds or (time.perf_counter() - start) / len(found)
     return found
@@ -436,7 +455,7 @@ def run_probes(patient, names):
     Data found faulty on the way is a finding of its own, whichever probe came upon it.
     """
     total, before, findings = sum(PROBES[name].cost for name in names), 0.0, []
-    progress = report.Progress(100, "diagnose", "%")
+    progress = cli.Progress(100, "diagnose", "%")
     for name in names:
         cost = PROBES[name].cost
 
@@ -451,7 +470,7 @@ def run_probes(patient, names):
     progress.close()
     findings += judge_trainings(patient)
     if "audits" in vars(patient) and "files" not in names:
-        findings += [found for found in [probes.audit_files(patient.audits)] if found.verdict == "fail"]
+        findings += [found for found in [audit_files(patient.audits)] if found.verdict == "fail"]
     return findings
 
 
@@ -459,10 +478,10 @@ def find_set(text):
     """(folder, spec) that --cross-dataset names: a folder that holds a set, a set by name in data/NAME, or NAME:FOLDER,
     the one way to name a condition in a folder of one's own: acdc/fog:DIR."""
     name, colon, folder = text.partition(":")
-    if Path(text).is_dir() or data.parse_name(name)[0] not in data.DATASETS:
-        return Path(text), data.recognise(text)
-    folder = Path(folder) if colon else Path("data") / data.parse_name(name)[0]
-    return folder, data.build_spec(name, folder)
+    if Path(text).is_dir() or parse_name(name)[0] not in DATASETS:
+        return Path(text), recognise(text)
+    folder = Path(folder) if colon else Path("data") / parse_name(name)[0]
+    return folder, build_spec(name, folder)
 
 
 def open_others(patient):
@@ -470,13 +489,13 @@ def open_others(patient):
     own first."""
     own = patient.splits["val"]
     sets = {f"{patient.spec.name}, its own": (own, patient.clean_audits["train"].grids)}
-    for text in flags.names(patient.args.cross_dataset):
+    for text in cli.names(patient.args.cross_dataset):
         folder, spec = find_set(text)
         if not own.parts and (spec.name, folder.resolve()) == (patient.spec.name, own.root.resolve()):
             continue
         splits = {name: data.open_split(spec, folder, name, patient.args.limit) for name in ("train", "val")}
-        audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
-        data_audit.require_clean(audits.values())
+        audits = {name: audit_split(split, metrics.GRID) for name, split in splits.items()}
+        require_clean(audits.values())
         sets[text] = (splits["val"], audits["train"].grids)
     if len(sets) == 1:
         raise UserError("no other set to compare with", "--cross-dataset", "name a data set or a folder that holds one")
@@ -485,12 +504,12 @@ def open_others(patient):
 
 def cross(patient, sets):
     """The findings of --cross-dataset."""
-    progress = report.Progress(100, "cross-dataset", "%")
-    found = probes.cross_dataset(
+    progress = cli.Progress(100, "cross-dataset", "%")
+    found = cross_dataset(
         patient.predictor,
         patient.spec.classes,
         sets,
-        space=engine.space_of(patient.content),
+        space=space_of(patient.content),
         progress=lambda done, of: progress.update(round(100 * done / of)),
     )
     progress.close()
@@ -512,25 +531,25 @@ def diagnose(words=None):
     findings = run_probes(patient, names)
     if others:
         findings += cross(patient, others)
-    drawn = report.save_exhibits(out, findings, patient.spec.classes, patient.palette)
+    drawn = save_exhibits(out, findings, patient.spec.classes, patient.palette)
     for finding, pictures in zip(findings, drawn, strict=True):
         if pictures:
             finding.evidence["pictures"] = pictures
-    diagnosis = probes.conclude(findings)
-    report.write_json(args.json or out / "diagnosis.json", diagnosis)
+    diagnosis = conclude(findings)
+    write_json(args.json or out / "diagnosis.json", diagnosis)
     for finding in findings:
         if weights := finding.evidence.get("recommended_weights"):
-            report.write_json(out / "class_weights.json", weights)
-    report.write_diagnosis_page(out / "diagnosis.html", patient.title, diagnosis, out)
+            write_json(out / "class_weights.json", weights)
+    write_diagnosis_page(out / "diagnosis.html", patient.title, diagnosis, out)
     return diagnosis
 
 
 def main():
     """Diagnose; returns 1 when a fault was found."""
     diagnosis = diagnose()
-    print(report.diagnosis_table(diagnosis))
+    print(diagnosis_table(diagnosis))
     return 1 if diagnosis["verdict"] == "fail" else 0
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -17,19 +17,18 @@ import sys
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-import download_obtain as obtain
-import download_place as place
-import flags
-import report
-import synthetic
-from data_specs import DATASETS
-from download_sources import SOURCES
-from flags import UserError, nearest
+import cli
+from cli import UserError, nearest
+from datasets.catalogue import DATASETS
+from datasets.fetch.install import count_pairs, is_free, resolve
+from datasets.fetch.obtain import counts, land, obtain, plan, require_all
+from datasets.fetch.sources import SOURCES
+from datasets.streets.render import COUNTS, write_streets
 
 
 def build_parser():
     """All flags of download.py."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("name", metavar="NAME", help=f"the data set: {', '.join(SOURCES)}")
     parser.add_argument("--data-dir", metavar="DIR", help="where it goes; empty: data/NAME")
     parser.add_argument(
@@ -49,7 +48,7 @@ def main():
         hint = "its files are your own" if args.name in DATASETS else nearest(args.name, SOURCES)
         raise UserError(f"no data set {args.name!r} to download", remedy=hint)
     root = Path(args.data_dir or Path("data") / args.name)
-    jobs, named = obtain.plan(args.name, args.url, args.archive)
+    jobs, named = plan(args.name, args.url, args.archive)
     source = SOURCES[args.name]
     if args.name == "streets":
         return render(root, named)
@@ -58,7 +57,7 @@ def main():
     if source.prepare:
         what = f"{args.name} cannot be read as it is unpacked"
         raise UserError(what, remedy=f"unpack it yourself; {source.prepare.replace('DIR', shlex.quote(str(root)))}")
-    return obtain.obtain(args.name, root, jobs, args.keep_archive)
+    return obtain(args.name, root, jobs, args.keep_archive)
 
 
 def render(root, named):
@@ -68,9 +67,9 @@ def render(root, named):
 
     def make(work):
         folder = _write_streets(work / "unpacked" / "streets")
-        return folder, place.count_pairs("streets", folder)
+        return folder, count_pairs("streets", folder)
 
-    return obtain.land("streets", root, make)
+    return land("streets", root, make)
 
 
 def _write_streets(folder):
@@ -80,7 +79,7 @@ def _write_streets(folder):
     leave it to this process.
     """
     folder.parent.mkdir(parents=True)
-    progress = report.Progress(sum(synthetic.COUNTS.values()), "render", "images")
+    progress = cli.Progress(sum(COUNTS.values()), "render", "images")
 
     def update(done):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -90,7 +89,7 @@ def _write_streets(folder):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         with contextlib.closing(progress):
-            return synthetic.write_streets(folder, progress=update)
+            return write_streets(folder, progress=update)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
@@ -107,13 +106,13 @@ def instruct(name, root):
     for i, line in enumerate(source.layout):
         print(f"  {'' if i else 'layout':9} {root}/{line}")
     sys.stdout.flush()
-    if place.is_free(place.resolve(root)):
+    if is_free(resolve(root)):
         raise UserError(f"no {name} yet", root, "register, fetch and unpack as told above")
-    pairs = place.count_pairs(name, root)
-    obtain.require_all(name, root, pairs, "unpack all files named above once more")
-    print(f"complete: {obtain.counts(pairs)} images with masks in {root}")
+    pairs = count_pairs(name, root)
+    require_all(name, root, pairs, "unpack all files named above once more")
+    print(f"complete: {counts(pairs)} images with masks in {root}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -18,14 +18,24 @@ from pathlib import Path
 
 import numpy as np
 
+import cli
 import data
-import data_audit
-import engine
-import evaluate_anomaly
-import flags
 import metrics
-import report
-from flags import UserError
+from cli import UserError
+from datasets.audit import audit_split
+from datasets.catalogue import IN_FOLDERS, parse_name
+from datasets.label_spaces import declared_classes, declared_names, parse_sets, run_name
+from engine import summary
+from engine.devices import choose_device, open_dataset
+from engine.evaluation import evaluate_sets, together
+from engine.predictor import add_prediction_flags, apply_prediction_flags, feature_statistics, predict_image
+from engine.safe_miou import safe_miou
+from engine.summary import add_anomaly_flags, add_components, choose_scores, thresholds
+from engine.trained_run import check_classes, layout_map_of, load_predictor, space_of, trained_on
+from report.files import save_picture, write_json, write_report
+from report.page import confusion_words
+from report.pictures import confusion_picture, feature_picture, panel
+from report.tables import anomaly_table, class_table, feature_table, sets_table
 
 WORST = CONFUSIONS = 10  # named in report and JSON; three of each on the terminal
 FEATURE_IMAGES, FEATURE_CHANNELS = 6, 8  # images behind the figures of a stage where no panel is drawn; channels drawn
@@ -33,7 +43,7 @@ FEATURE_IMAGES, FEATURE_CHANNELS = 6, 8  # images behind the figures of a stage 
 
 def build_parser():
     """All flags of evaluate.py."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="which split")
     parser.add_argument(
@@ -50,14 +60,14 @@ def build_parser():
         metavar="DIR",
         help="folder for report and pictures; empty: the checkpoint's own, for other sets DATASET below it",
     )
-    parser.add_argument("--panels", type=flags.natural, default=6, help="pictures from worst to best; 0: none")
+    parser.add_argument("--panels", type=cli.natural, default=6, help="pictures from worst to best; 0: none")
     parser.add_argument("--features", action="store_true", help="pictures and figures of each stage's maps; off: none")
-    parser.add_argument("--limit", type=flags.natural, default=0, help="first N images; 0: all")
-    parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="images at once")
-    parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
+    parser.add_argument("--limit", type=cli.natural, default=0, help="first N images; 0: all")
+    parser.add_argument("--batch-size", type=cli.positive_int, default=8, help="images at once")
+    parser.add_argument("--workers", type=cli.natural, default=2, help="reading processes; 0: read in this one")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
-    evaluate_anomaly.add_anomaly_flags(parser)
-    engine.add_prediction_flags(parser)
+    add_anomaly_flags(parser)
+    add_prediction_flags(parser)
     return parser
 
 
@@ -66,14 +76,12 @@ def is_other_set(args, content):
     by its folder."""
     if args.dataset is None:
         return False
-    own = engine.trained_on(content)
-    if data.run_name(args.dataset) != data.run_name(own.dataset):
+    own = trained_on(content)
+    if run_name(args.dataset) != run_name(own.dataset):
         return True
-    named = data.parse_sets(args.dataset, args.data_dir) if args.data_dir else []
-    pairs = zip(named, data.parse_sets(own.dataset, own.data_dir), strict=False)
-    return any(
-        name in data.IN_FOLDERS and root.resolve() != found.resolve() for (name, root, _), (_, found, _) in pairs
-    )
+    named = parse_sets(args.dataset, args.data_dir) if args.data_dir else []
+    pairs = zip(named, parse_sets(own.dataset, own.data_dir), strict=False)
+    return any(name in IN_FOLDERS and root.resolve() != found.resolve() for (name, root, _), (_, found, _) in pairs)
 
 
 def own_folders(args, own):
@@ -82,11 +90,11 @@ def own_folders(args, own):
     Raises UserError where the run knows several sets of a name.
     """
     found = {}
-    for name, root, _ in data.parse_sets(own.dataset, own.data_dir):
-        found.setdefault(data.parse_name(name)[0], set()).add(root)
+    for name, root, _ in parse_sets(own.dataset, own.data_dir):
+        found.setdefault(parse_name(name)[0], set()).add(root)
     folders = []
-    for name, root, _ in data.parse_sets(args.dataset, None):
-        known = found.get(data.parse_name(name)[0], {root})
+    for name, root, _ in parse_sets(args.dataset, None):
+        known = found.get(parse_name(name)[0], {root})
         if len(known) > 1:
             what = f"the model was trained on {len(known)} sets named {name}"
             raise UserError(what, "--dataset", "say which with --data-dir, or leave both out for all")
@@ -96,27 +104,27 @@ def own_folders(args, own):
 
 def open_split(args, content):
     """The split to evaluate: of the checkpoint's own data, or of other sets in its classes. Raises UserError."""
-    own = engine.trained_on(content)
+    own = trained_on(content)
     if not is_other_set(args, content):
-        spec, root = engine.open_dataset(engine.trained_on(content, args.data_dir))
-        engine.check_classes(spec, content)
+        spec, root = open_dataset(trained_on(content, args.data_dir))
+        check_classes(spec, content)
         return data.open_split(spec, root, args.split, args.limit)
     data_dir = args.data_dir or own_folders(args, own)
     where = Namespace(dataset=args.dataset, data_dir=data_dir, anomaly_classes=own.anomaly_classes)
-    spec, root = engine.open_dataset(where, engine.space_of(content))
+    spec, root = open_dataset(where, space_of(content))
     for label, part in [(part.label, part.spec) for part in spec.parts] or [(spec.name, spec)]:
-        if len(data.declared_classes(part)) == 1:
-            only = data.declared_names(part)[0]
+        if len(declared_classes(part)) == 1:
+            only = declared_names(part)[0]
             raise UserError(f"{label} shares only {only} with the model", "--dataset", "there is nothing to tell apart")
     return data.open_split(spec, root, args.split, args.limit)
 
 
 def is_the_trained_set(part, content):
     """Whether a set is the one that the checkpoint's layout map was made of: by name, or by folder (`is_other_set`)."""
-    own = engine.trained_on(content)
-    sets = data.parse_sets(own.dataset, own.data_dir)
+    own = trained_on(content)
+    sets = parse_sets(own.dataset, own.data_dir)
     same = len(sets) == 1 and part.spec.name == sets[0][0]
-    return same and (part.spec.name not in data.IN_FOLDERS or part.root.resolve() == sets[0][1].resolve())
+    return same and (part.spec.name not in IN_FOLDERS or part.root.resolve() == sets[0][1].resolve())
 
 
 def own_layouts(split, content, limit):
@@ -126,11 +134,11 @@ def own_layouts(split, content, limit):
         if is_the_trained_set(part, content) or "train" not in {*part.spec.splits, *part.spec.cut}:
             continue
         try:
-            train = data_audit.audit(data.open_split(part.spec, part.root, "train", limit), metrics.GRID, images=False)
+            train = audit_split(data.open_split(part.spec, part.root, "train", limit), metrics.GRID, images=False)
             if train.error():
                 raise train.error()
         except UserError as error:
-            flags.warn(f"no floor from {label}'s own layout: {error}")
+            cli.warn(f"no floor from {label}'s own layout: {error}")
             continue
         maps[label] = metrics.fit_layout(train.grids, part.spec.num_classes).map
     return maps
@@ -141,7 +149,7 @@ def travelled(split, content):
     return ",".join(
         f"{part.spec.name}:{part.root.as_posix()}"
         for _, part, _ in split.ranges()
-        if data.declared_classes(part.spec)
+        if declared_classes(part.spec)
         and {"train", "val"} <= {*part.spec.splits, *part.spec.cut}
         and not is_the_trained_set(part, content)
     )
@@ -149,7 +157,7 @@ def travelled(split, content):
 
 def check_files(split):
     """Read every pair once before anything is computed. Raises UserError for a damaged file or an undeclared label."""
-    found = data_audit.audit(split, metrics.GRID)
+    found = audit_split(split, metrics.GRID)
     fault = found.fault()
     if fault and fault[0] not in ("no_labels", "anomaly_in_training"):  # neither hinders counting
         raise fault[1]
@@ -176,9 +184,9 @@ def pixel_shares(totals):
 
 def safe_figures(totals, spec, classes):
     """{"safe_miou", "safe_iou": {class: value or null}}; empty where not all of IDD's classes are labelled."""
-    found = metrics.safe_miou(totals.confusion, classes)
+    found = safe_miou(totals.confusion, classes)
     sets = [part.spec for part in spec.parts] or [spec]
-    if found is None or any(len(data.declared_classes(one)) < len(classes) for one in sets):
+    if found is None or any(len(declared_classes(one)) < len(classes) for one in sets):
         return {}
     return {**found, "safe_iou": dict(zip(classes, found["safe_iou"], strict=True))}
 
@@ -219,7 +227,7 @@ def summarise(totals, split, spec, content, predictor):
         "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
         "confusion": totals.confusion.tolist(),
         "confusions": name_confusions(totals.confusion, classes),
-        **evaluate_anomaly.summarise(totals, classes),
+        **summary.summarise(totals, classes),
         "protocol": protocol(spec, content, predictor, totals.alarms),
     }
 
@@ -227,7 +235,7 @@ def summarise(totals, split, spec, content, predictor):
 def summarise_sets(parts, split, content, predictor):
     """The JSON of one or several sets: of several all together, and below "sets" each by itself."""
     specs = {label: part.spec for label, part, _ in split.ranges()}
-    whole = engine.together(list(parts.values()))
+    whole = together(list(parts.values()))
     if whole.own_floor.any():  # beside sets with a layout of their own, those whose own is the training set's
         whole.own_floor += sum(one.floor for one in parts.values() if not one.own_floor.any())
     result = summarise(whole, split, split.spec, content, predictor)
@@ -242,7 +250,7 @@ def protocol(spec, content, predictor, alarms=()):
     """How the figures were made, in words, so that they can be compared with others'."""
     geometry = content["data"]["geometry"]
     crop = geometry["crop"]
-    labelled = data.declared_names(spec)
+    labelled = declared_names(spec)
     return {
         "dataset": spec.name,
         "label_space": content["config"].get("label_space", "own"),
@@ -255,7 +263,7 @@ def protocol(spec, content, predictor, alarms=()):
         "void_by_name": sorted({*spec.unmapped.values(), *(n for p in spec.parts for n in p.spec.unmapped.values())}),
         "anomaly": "left out of every known-class figure; positive in the anomaly figures",
         "held_out": content["config"].get("anomaly_classes", "") or None,
-        **(evaluate_anomaly.protocol(alarms) if spec.anomaly else {}),
+        **(summary.protocol(alarms) if spec.anomaly else {}),
         "absent_classes": "null, not averaged",
         "unlabelled_classes": [name for name in spec.classes if name not in labelled],
         "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
@@ -289,9 +297,9 @@ def write_panels(folder, predictor, split, chosen, palette):
     pictures = []
     for number, (index, miou, rank) in enumerate(chosen):
         image, target = split.read(index)
-        found = engine.predict_image(predictor, image, target.shape)
+        found = predict_image(predictor, image, target.shape)
         caption = f"{split.file(index)}: mIoU {miou:.3f} ({rank})"
-        picture = report.panel(
+        picture = panel(
             np.asarray(image),
             target,
             found.labels.numpy(),
@@ -301,7 +309,7 @@ def write_panels(folder, predictor, split, chosen, palette):
             caption,
         )
         path = folder / f"panel-{number + 1}.png"
-        report.save_picture(picture, path)
+        save_picture(picture, path)
         pictures.append((caption, path))
     return pictures
 
@@ -312,24 +320,24 @@ def write_features(out, predictor, split, indices):
     Returns {"images", "drawn": files, "stages": rows, "pictures": [(caption, path)]}.
     """
     images = (predictor.geometry.resize(split.read(index)[0]) for index in indices)
-    stages = engine.feature_statistics(predictor, images)
+    stages = feature_statistics(predictor, images)
     image = predictor.geometry.resize(split.read(indices[0])[0])  # (h, w, 3)
     maps = {stage: found[0].cpu().numpy() for stage, found in predictor.features(image[None]).items()}  # (D, rows, …)
     size, drawn = tuple(image.shape[:2]), split.file(indices[0])
     title = f"{drawn}: channel mean of each stage"
     means = {stage: found.mean(0) for stage, found in maps.items()}
-    sheets = [("means", title, report.feature_picture(means, title, size, photo=image.numpy()))]
+    sheets = [("means", title, feature_picture(means, title, size, photo=image.numpy()))]
     for stage, found in maps.items():
         title = f"{drawn}: {stage}, first {min(FEATURE_CHANNELS, len(found))} of {len(found)} channels"
         channels = {f"channel {n}": one for n, one in enumerate(found[:FEATURE_CHANNELS])}
-        sheets.append((stage.replace(" ", "-"), title, report.feature_picture(channels, title, size, columns=4)))
+        sheets.append((stage.replace(" ", "-"), title, feature_picture(channels, title, size, columns=4)))
     pictures = []
     for name, caption, sheet in sheets:
         path = out / "features" / f"{name}.png"
-        report.save_picture(sheet, path)
+        save_picture(sheet, path)
         pictures.append((caption, path))
     about = {"images": [split.file(index) for index in indices], "drawn": drawn, "stages": stages}
-    report.write_json(out / "features.json", about)
+    write_json(out / "features.json", about)
     return {**about, "pictures": pictures}
 
 
@@ -341,9 +349,9 @@ def read_log(run_dir):
 
 def print_summary(result, split):
     """The figures on the terminal."""
-    print(report.class_table(list(result["iou"]), list(result["iou"].values()), list(result["pixel_share"].values())))
+    print(class_table(list(result["iou"]), list(result["iou"].values()), list(result["pixel_share"].values())))
     for row in result["confusions"][:3]:
-        print(f"  {report.confusion_words(row)}")
+        print(f"  {confusion_words(row)}")
     if result["miou"] is None:
         print(f"{result['images']} images of {split.name}: no labelled pixel, no mIoU")
     else:
@@ -359,12 +367,12 @@ def print_summary(result, split):
             f"safe mIoU {shown(result['safe_miou'])}: mIoU less a penalty for what is taken for road users, or they for"
         )
     if "sets" in result:
-        print(report.sets_table(result))
+        print(sets_table(result))
     worst = [f"{row['file']} {row['miou']:.3f}" for row in result["worst_images"][:3]]
     if worst:
         print(f"worst images by mIoU: {', '.join(worst)}")
     if result["anomaly"]:
-        print(report.anomaly_table(result["anomaly"], result["anomaly_share"]))
+        print(anomaly_table(result["anomaly"], result["anomaly_share"]))
 
 
 def shown(value):
@@ -374,18 +382,18 @@ def shown(value):
 
 def compute(args, predictor, content, split, scores):
     """{set: Totals} of the split, with a line of progress."""
-    progress = report.Progress(len(split), f"evaluate {split.name}", "images")
+    progress = cli.Progress(len(split), f"evaluate {split.name}", "images")
     own_maps = own_layouts(split, content, args.limit)
     done = itertools.count(1)
-    parts = engine.evaluate_sets(
+    parts = evaluate_sets(
         predictor,
         split,
         batch_size=args.batch_size,
         workers=args.workers,
-        layout_map=engine.layout_map_of(content),
+        layout_map=layout_map_of(content),
         own_maps=own_maps,
         scores=scores,
-        alarms=evaluate_anomaly.thresholds(content),
+        alarms=thresholds(content),
         observe=lambda *_: progress.update(next(done)),
     )
     progress.close()
@@ -401,26 +409,26 @@ def report_title(split, content):
 def write_confusion(folder, totals, classes):
     """Draw the confusion matrix; returns its path."""
     path = folder / "confusion.png"
-    report.save_picture(report.confusion_picture(totals.confusion.numpy(), classes), path)
+    save_picture(confusion_picture(totals.confusion.numpy(), classes), path)
     return path
 
 
 def main():
     """Evaluate."""
     args = build_parser().parse_args()
-    device = engine.choose_device(args.device)
-    predictor, content = engine.load_predictor(args.ckpt, device)
-    engine.apply_prediction_flags(predictor, args)
+    device = choose_device(args.device)
+    predictor, content = load_predictor(args.ckpt, device)
+    apply_prediction_flags(predictor, args)
     split = open_split(args, content)
     check_files(split)
-    scores = evaluate_anomaly.choose_scores(args, predictor, split)
+    scores = choose_scores(args, predictor, split)
     parts = compute(args, predictor, content, split, scores)
     totals, result = summarise_sets(parts, split, content, predictor)
     if args.components and result["anomaly"]:
-        evaluate_anomaly.add_components(result, args, predictor, split)
+        add_components(result, args, predictor, split)
     own = Path(args.ckpt).parent
-    out = Path(args.out or (own / data.run_name(args.dataset) if is_other_set(args, content) else own))
-    report.write_json(args.json or out / "evaluation.json", result)
+    out = Path(args.out or (own / run_name(args.dataset) if is_other_set(args, content) else own))
+    write_json(args.json or out / "evaluation.json", result)
     print_summary(result, split)
     if is_other_set(args, content) and (others := travelled(split, content)):
         print(f"what does not travel, and why: python diagnose.py --ckpt {args.ckpt} --cross-dataset {others}")
@@ -430,14 +438,14 @@ def main():
     if args.features:
         some = [index for index, *_ in chosen] or list(range(min(FEATURE_IMAGES, len(split))))
         features = write_features(out, predictor, split, some)
-        print(report.feature_table(features["stages"]))
+        print(feature_table(features["stages"]))
     pictures = write_panels(out / "pictures", predictor, split, chosen, palette)
     if result["anomaly"] and args.panels:
-        pictures += evaluate_anomaly.write_panels(
+        pictures += summary.write_panels(
             out / "pictures", predictor, split, totals, result["anomaly"], args.panels, palette
         )
     diagnosis = out / "diagnosis.json"
-    report.write_report(
+    write_report(
         out / "report.html",
         title=report_title(split, content),
         config=content["config"],
@@ -454,4 +462,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

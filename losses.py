@@ -11,22 +11,11 @@ import json
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-import flags
-from flags import UserError
-from losses_outlier import centre_distance, known_energy, outlier_energy, outlier_entropy, outlier_pixels
-from losses_pixel import cross_entropy, focal, labelled_images, ohem, sum_of_weights
-from losses_region import dice, lovasz
-from losses_robust import (
-    consistency,
-    contrastive,
-    contrastive_anchors,
-    image_properties,  # noqa: F401  the front of its parts
-    property_regression,
-    spatial,
-    spatial_places,
-)
+import cli
+from cli import UserError
 
 VOID = 255
 
@@ -89,7 +78,7 @@ def add_loss_flags(parser):
     )
     group.add_argument(
         "--label-smoothing",
-        type=flags.non_negative,
+        type=cli.non_negative,
         default=0.0,
         help="share of the target spread over all classes, in ce and the auxiliary head; 0: none",
     )
@@ -111,13 +100,13 @@ def parse_loss(text):
     noisy and consistency share one noise: where only one of them says its sigma, it holds for both.
     Raises UserError for an unknown term, numbers too many or out of range, two different sigmas, or no term.
     """
-    written = flags.parse_items(text, {name: default[:1] for name, default in LOSSES.items()})
+    written = cli.parse_items(text, {name: default[:1] for name, default in LOSSES.items()})
     if not written:
         raise UserError(f"no term in {text!r}", "--loss", f"known: {', '.join(LOSSES)}")
     for name, values in written.items():
         _check_term(name, values)
     if not TEACHING & written.keys():
-        flags.warn(f"no term of --loss {text} teaches the classes; {', '.join(sorted(TEACHING))} would")
+        cli.warn(f"no term of --loss {text} teaches the classes; {', '.join(sorted(TEACHING))} would")
     terms = {name: [*values, *LOSSES[name][len(values) :]] for name, values in written.items()}
     shared = terms.keys() & {"noisy", "consistency"}
     sigmas = sorted({written[name][1] for name in shared if len(written[name]) > 1})
@@ -334,7 +323,7 @@ def class_weights(kind, counts, names):
     absent = counts == 0
     if absent.any():
         missing = ", ".join(name for name, gone in zip(names, absent.tolist(), strict=True) if gone)
-        flags.warn(f"no training pixel of {missing}; the weight of such a class is 0")
+        cli.warn(f"no training pixel of {missing}; the weight of such a class is 0")
     ratios = _median_ratios(images) if kind == "median" else _ratios(kind, counts.clamp(min=1), counts.mean())
     ratios = ratios.clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
     return (ratios * len(counts) / ratios.sum()).float()
@@ -370,7 +359,7 @@ def _read_class_weights(path, names):
     if not isinstance(content, dict):
         raise UserError(f"a {type(content).__name__} instead of class weights", path, 'write {"class name": weight}')
     for name in sorted(content.keys() - set(names)):
-        raise UserError(f"unknown class {name!r}", path, flags.nearest(name, names))
+        raise UserError(f"unknown class {name!r}", path, cli.nearest(name, names))
     if len(content) < len(names):
         missing = ", ".join(name for name in names if name not in content)
         raise UserError(f"no weight for {missing}", path, "give every class a weight, 0 to leave it out of the loss")
@@ -380,3 +369,349 @@ def _read_class_weights(path, names):
     if not any(content.values()):
         raise UserError("every class has weight 0", path, "give at least one class a weight above 0")
     return torch.tensor([float(content[name]) for name in names])
+
+
+def outlier_pixels(targets, num_classes):
+    """What an outlier term's total is divided by: the pasted pixels, scalar float32."""
+    return (targets == num_classes).sum().float()
+
+
+def outlier_energy(logits, targets, level):
+    """Σ over pasted pixels of max(0, log Σ_c e^z_c - level)²: little evidence for any class.
+
+    Source: Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020, equation 8, E = -log Σ e^z; level is
+    their -m_out.
+    """
+    return _hinge(logits.float().logsumexp(1) - level, targets == logits.shape[1])
+
+
+def known_energy(logits, targets, level):
+    """Σ over known pixels of max(0, level - log Σ_c e^z_c)²: much evidence for some class.
+
+    Source: as `outlier_energy`; level is their -m_in. Both levels are needed: cross-entropy alone leaves the common
+    shift of all logits, and with it the energy, free.
+    """
+    return _hinge(level - logits.float().logsumexp(1), targets < logits.shape[1])
+
+
+def _hinge(excess, counted):
+    return torch.where(counted, F.relu(excess).square(), 0.0).sum()
+
+
+def outlier_entropy(logits, targets):
+    """Σ over pasted pixels of -1/C Σ_c log p_c: every class as likely as any other; log C at its best.
+
+    Source: Chan et al., Entropy Maximization and Meta Classification for Out-of-Distribution Detection in Semantic
+    Segmentation, ICCV 2021, equation 4.
+    """
+    uniform = -F.log_softmax(logits.float(), dim=1).mean(1)  # (N, H, W)
+    return torch.where(targets == logits.shape[1], uniform, 0.0).sum()
+
+
+def centre_distance(logits, targets):
+    """Σ over known pixels of ||f - m_y||², of a distance head, whose logits are minus these squared distances.
+
+    Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation, ICCV 2021, the variance loss.
+    """
+    known = targets < logits.shape[1]
+    own = logits.float().gather(1, targets.long().where(known, 0)[:, None])[:, 0]
+    return -torch.where(known, own, 0.0).sum()
+
+
+SMALLEST_SHARE = 16  # ohem keeps at least 1 / SMALLEST_SHARE of an image's labelled pixels
+
+
+def pixel_weights(targets, num_classes, class_weights=None):
+    """Each pixel's class, 0 where void, and its weight, 0 where void: (N, H, W) int64 and (N, H, W) float32."""
+    valid = targets < num_classes
+    index = torch.where(valid, targets, 0).long()
+    return index, valid.float() if class_weights is None else class_weights[index] * valid
+
+
+def sum_of_weights(targets, num_classes, class_weights=None):
+    """What cross-entropy and focal totals are divided by: Σ w_t over labelled pixels, scalar float32."""
+    return pixel_weights(targets, num_classes, class_weights)[1].sum()
+
+
+def labelled_images(targets, num_classes):
+    """What totals of losses per image are divided by: the number of images with a labelled pixel, scalar float32."""
+    return (targets < num_classes).flatten(1).any(1).sum().float()
+
+
+def cross_entropy(logits, targets, class_weights=None, smoothing=0.0):
+    """Weighted cross-entropy with void and label smoothing: Σ weighted losses in nats, scalar float32.
+
+    smoothing: in [0, 1). Divided by `sum_of_weights` it is torch's F.cross_entropy(weight, ignore_index,
+    label_smoothing): the loss at a pixel of class t is (1 - s) · w_t · -log p_t + s / C · Σ_c w_c · -log p_c, and its
+    weight is w_t.
+    Deviation: a pixel whose class has weight 0 is dropped like a void one, where torch keeps its smoothing part and
+    then divides by nothing. Source: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, section 7.
+    """
+    num_classes = logits.shape[1]
+    index, weights = pixel_weights(targets, num_classes, class_weights)
+    log_probabilities = F.log_softmax(logits.float(), dim=1)  # (N, C, H, W)
+    total = -(weights * _at(log_probabilities, index)).sum()
+    if smoothing:
+        if class_weights is not None:
+            log_probabilities = log_probabilities * class_weights.view(1, -1, 1, 1)
+        spread = -(log_probabilities.sum(1) * (weights > 0)).sum()
+        total = (1 - smoothing) * total + smoothing / num_classes * spread
+    return total
+
+
+def focal(logits, targets, gamma, class_weights=None):
+    """Cross-entropy that fades where the model is right: Σ w_t · (1 - p_t)^γ · -log p_t in nats, scalar float32.
+
+    gamma: at least 0; 0 is the cross-entropy itself. Divided by the same `sum_of_weights`: the factor makes the loss
+    smaller, not the divisor, so that a batch of easy pixels counts for little.
+    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 5. Deviation: p_t is a softmax
+    over the classes instead of a sigmoid, and α_t is the class weight.
+    """
+    index, weights = pixel_weights(targets, logits.shape[1], class_weights)
+    log_p = _at(F.log_softmax(logits.float(), dim=1), index)  # (N, H, W)
+    # Without the bound the power's slope at p = 1 is infinite for γ < 1, and infinite · 0 is NaN.
+    factor = (-torch.expm1(log_p)).clamp(min=1e-8) ** gamma
+    return -(weights * factor * log_p).sum()
+
+
+def ohem(logits, targets, threshold, class_weights=None):
+    """Online hard example mining: Σ over images of the mean cross-entropy of the hard pixels, scalar float32, nats.
+
+    A labelled pixel is hard when the probability of its class is below `threshold`, in [0, 1]. Where fewer than 1/16
+    of an image's labelled pixels are hard, its least probable 1/16 is taken. The mean is weighted by class. Divided by
+    `labelled_images`.
+    Source: Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, CVPR 2016; for
+    pixels Wu et al., Bridging Category-level and Instance-level Semantic Image Segmentation, 2016.
+    Deviation: hard pixels are chosen and averaged per image, not over the batch, so that the loss does not depend on
+    how a step is split; the smallest number is a share of the labelled pixels, not a constant.
+    """
+    index, weights = pixel_weights(targets, logits.shape[1], class_weights)
+    weights = weights.flatten(1)  # (N, HW)
+    labelled = weights > 0
+    log_p = _at(F.log_softmax(logits.float(), dim=1), index).flatten(1)
+    probabilities = log_p.detach().exp().masked_fill(~labelled, torch.inf)  # void comes last
+    order = probabilities.argsort(dim=1)
+    smallest = (labelled.sum(1) + SMALLEST_SHARE - 1) // SMALLEST_SHARE
+    kept = torch.maximum((probabilities < threshold).sum(1), smallest)  # (N,)
+    kept = torch.arange(order.shape[1], device=order.device) < kept[:, None]
+    weights = weights.gather(1, order) * kept
+    sums, divisors = -(weights * log_p.gather(1, order)).sum(1), weights.sum(1)
+    return (sums / torch.where(divisors > 0, divisors, 1)).sum()
+
+
+def _at(values, index):
+    """values (N, C, H, W) at each pixel's class index (N, H, W): (N, H, W)."""
+    return values.gather(1, index.unsqueeze(1)).squeeze(1)
+
+
+def dice(logits, targets):
+    """Soft Dice loss: Σ over images of the mean over present classes of 1 - D_c, scalar float32, each in [0, 1].
+
+    D_c = 2 Σ p_c g_c / (Σ p_c² + Σ g_c²) over the labelled pixels, g_c being 1 where the target is c.
+    Source: Milletari et al., V-Net, 3DV 2016, section 3. Deviation: several classes, absent ones left out.
+    """
+    images, classes = logits.shape[:2]
+    valid = targets < classes
+    index = torch.where(valid, targets, 0).long().flatten(1)  # (N, HW)
+    probabilities = F.softmax(logits.float(), dim=1).flatten(2) * valid.flatten(1).unsqueeze(1)  # (N, C, HW), void 0
+    hit = probabilities.gather(1, index.unsqueeze(1)).squeeze(1)  # (N, HW)
+    zeros = hit.new_zeros(images, classes)
+    overlap = zeros.scatter_add(1, index, hit)  # (N, C)
+    sizes = zeros.scatter_add(1, index, valid.flatten(1).float())
+    scores = 2 * overlap / (probabilities.square().sum(2) + sizes).clamp(min=1)  # at least 1 where the class is present
+    present = sizes > 0
+    return ((1 - scores) * present).sum(1).div(present.sum(1).clamp(min=1)).sum()
+
+
+def lovasz(logits, targets):
+    """Lovász-softmax: Σ over images of the mean over present classes of the Jaccard loss's extension, scalar float32.
+
+    Source: Berman et al., The Lovász-Softmax Loss, CVPR 2018, algorithm 1, per image.
+    """
+    total = logits[:0].float().sum()  # 0, with a gradient
+    for image, target in zip(logits, targets, strict=True):
+        valid = target < len(image)
+        labels = target[valid].long()  # (P,)
+        present = labels.unique()
+        if not len(present):
+            continue
+        probabilities = F.softmax(image.float(), dim=0)[present][:, valid]  # (K, P)
+        truth = labels == present[:, None]
+        errors = torch.where(truth, 1 - probabilities, probabilities)
+        total = total + (errors * _jaccard_slope(errors.detach(), truth)).sum() / len(present)
+    return total
+
+
+def _jaccard_slope(errors, truth):
+    """Each pixel's share in the Jaccard loss when pixels turn wrong in order of their error: (K, P) float32.
+
+    errors: (K, P) in [0, 1]. truth: (K, P) bool, with at least one True a row. Algorithm 1 of the paper, put back from
+    the order of errors to the order of pixels.
+    """
+    order = errors.argsort(dim=1, descending=True)
+    sorted_truth = truth.gather(1, order)
+    hits = sorted_truth.long().cumsum(1)
+    left = hits[:, -1:] - hits  # of the class's pixels, with the first k pixels wrong
+    union = hits[:, -1:] + (~sorted_truth).long().cumsum(1)
+    # What the k-th wrong pixel adds, in closed form: taken as a difference it loses its digits in large images.
+    slope = torch.where(sorted_truth, 1, left / (union - 1).clamp(min=1)) / union
+    return torch.empty_like(errors).scatter_(1, order, slope)
+
+
+STRIDE = 4  # pixels between the places that may become anchors
+ANCHORS_PER_CLASS, ANCHORS = 64, 2048  # at most, in one batch
+EDGE_DECAY = 10.0  # a step of 0.1 in the image lets a prediction's edge through at exp(-1) of its price
+EDGE_THRESHOLD = 0.1  # gradient magnitude, in grey levels from 0 to 1 a pixel
+
+
+def consistency(clean, noisy, targets):
+    """KL(clean ‖ noisy) in nats: Σ over labelled pixels of Σ_c p_c · (log p_c - log q_c).
+
+    clean: logits of the image, detached, so that the noisy answer is drawn to the clean one and not the other way
+    round. noisy: logits of the same image with noise. Divided by the number of labelled pixels: a mean over pixels,
+    as the cross-entropy is. Summed over the pixels of a batch instead (or averaged over its images alone) it is
+    thousands of times larger and drowns every other term.
+    """
+    log_p = F.log_softmax(clean.detach().float(), dim=1)
+    log_q = F.log_softmax(noisy.float(), dim=1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(1)  # (N, H, W)
+    return (divergence * (targets < clean.shape[1])).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Supervised contrast
+
+
+def _places(targets, num_classes):
+    """The classes at the places that may become anchors: (N, h, w) int64 at stride 4, void as num_classes."""
+    return targets[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].long().clamp(max=num_classes)
+
+
+def _drawn(classes, num_classes):
+    """How many anchors each class gets: (C,) int64, at most 64 and, all classes together, at most 2048."""
+    counts = torch.bincount(classes.flatten(), minlength=num_classes + 1)[:num_classes]
+    limit = (ANCHORS // (counts > 0).sum().clamp(min=1)).clamp(max=ANCHORS_PER_CLASS)
+    return counts.minimum(limit)
+
+
+def contrastive_anchors(targets, num_classes):
+    """What the contrastive total is divided by: the number of drawn anchors that have a partner of their class."""
+    drawn = _drawn(_places(targets, num_classes), num_classes)
+    return (drawn * (drawn > 1)).sum().float()
+
+
+def contrastive(features, targets, num_classes, temperature):
+    """Supervised contrastive loss on pixel features, in nats: Σ over anchors of L_i.
+
+    features: (N, D, h, w), any float dtype, read at the cell that holds the anchor's place. temperature: above 0.
+    L_i = -1/|P(i)| Σ_{p in P(i)} log(exp(z_i·z_p / τ) / Σ_{a ≠ i} exp(z_i·z_a / τ)), z being features of length 1 and
+    P(i) the other anchors of i's class. Anchors are drawn anew each time from torch's global generator, the same
+    number for each class that has enough, over the whole batch; a single anchor of its class only repels, and
+    anchors in one cell share its feature. Their number, and with it the memory, is bounded. Divided by
+    `contrastive_anchors`.
+    Source: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, equation 2 (L_out). Deviation: pixels of
+    labelled images in place of augmented views, and no projection head.
+    """
+    classes = _places(targets, num_classes)
+    order = _draw(classes.flatten(), _drawn(classes, num_classes))
+    labels = classes.flatten()[order]  # (A,)
+    vectors = _vectors(features, targets.shape, classes.shape, order)  # (A, D)
+    with torch.autocast(features.device.type, enabled=False):
+        similar = vectors @ vectors.T / temperature  # (A, A)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    partners = (labels[:, None] == labels) & ~itself
+    number = partners.sum(1)
+    paired = number > 0
+    similar, partners, number = similar[paired], partners[paired], number[paired]
+    others = similar.masked_fill(itself[paired], -torch.inf).logsumexp(1)  # at least one other is left in each row
+    return (others - (similar * partners).sum(1) / number).sum()
+
+
+def _draw(classes, drawn):
+    """Choose `drawn` places of each class at random: their positions in classes (M,), grouped by class, (A,) int64."""
+    shuffled = torch.randperm(len(classes), device=classes.device)
+    order = shuffled[classes[shuffled].argsort(stable=True)]
+    counts = torch.bincount(classes, minlength=len(drawn) + 1)
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(classes), device=classes.device) - starts[classes[order]]
+    return order[rank < F.pad(drawn, (0, 1))[classes[order]]]  # of void, none
+
+
+def _vectors(features, image_shape, grid_shape, order):
+    """The features of length 1 at chosen places of the stride-4 grid: (A, D) float32."""
+    (_, height, width), (_, rows, columns) = image_shape, grid_shape
+    image = order // max(1, rows * columns)
+    y = order // max(1, columns) % max(1, rows) * STRIDE + STRIDE // 2
+    x = order % max(1, columns) * STRIDE + STRIDE // 2
+    cells = features[image, :, y * features.shape[2] // height, x * features.shape[3] // width]
+    return F.normalize(cells.float(), dim=1, eps=1e-4)  # a feature of zeros must not get a gradient of 1e12
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Edges
+
+
+def spatial_places(targets, num_classes):
+    """What the spatial total is divided by: places whose own, right and lower pixel are labelled, scalar float32."""
+    return _whole_corners(targets, num_classes).sum().float()
+
+
+def _whole_corners(targets, num_classes):
+    valid = targets < num_classes
+    return valid[:, :-1, :-1] & valid[:, :-1, 1:] & valid[:, 1:, :-1]  # (N, H - 1, W - 1)
+
+
+def spatial(logits, images, targets):
+    """Edges of the prediction where the image has none: Σ over places and both directions of Σ_c |Δp_c| · exp(-k |ΔI|).
+
+    images: (N, 3, H, W) in [0, 1], not normalised; |ΔI| is averaged over the colours, no gradient goes there. Both
+    directions are cut to (H - 1, W - 1), so that each place has one difference of each; it counts where its own, its
+    right and its lower pixel are labelled. Divided by `spatial_places`. It is least where the prediction is the same
+    everywhere: a small weight beside a loss that knows the classes.
+    Source: Godard et al., Unsupervised Monocular Depth Estimation with Left-Right Consistency, CVPR 2017, the
+    disparity smoothness term, on class probabilities in place of disparities. Deviation: k = 10 where the paper has 1,
+    with which even a step from black to grey 0.1 would count 0.9 as much as no step at all.
+    """
+    probabilities = F.softmax(logits.float(), dim=1)
+    places = _whole_corners(targets, logits.shape[1])
+    images = images.detach().float()
+    total = 0
+    for change, edge in zip(_differences(probabilities), _differences(images), strict=True):
+        weight = torch.exp(-EDGE_DECAY * edge.abs().mean(1)) * places  # (N, H - 1, W - 1)
+        total = total + (change.abs().sum(1) * weight).sum()
+    return total
+
+
+def _differences(values):
+    """The steps to the right and the lower neighbour of values (N, C, H, W), both (N, C, H - 1, W - 1)."""
+    corner = values[:, :, :-1, :-1]
+    return values[:, :, :-1, 1:] - corner, values[:, :, 1:, :-1] - corner
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Image properties
+
+
+@torch.no_grad()
+def image_properties(images):
+    """What an image looks like as a whole: (N, 6) float32, each between 0 and 1.
+
+    images: (N, 3, H, W) in [0, 1]. Columns: brightness (mean grey), contrast (standard deviation of grey, at most
+    0.5), mean red, green and blue, and edge density: the share of places where grey changes by more than 0.1 to the
+    next pixel, right and lower taken together as a gradient. Grey is the mean of the three colours.
+    """
+    images = images.float()
+    grey = images.mean(1, keepdim=True)  # (N, 1, H, W)
+    right, below = _differences(grey)
+    edges = (torch.hypot(right, below) > EDGE_THRESHOLD).flatten(1)
+    density = edges.sum(1) / max(1, edges.shape[1])
+    measures = grey.mean((1, 2, 3)), grey.std((1, 2, 3), correction=0), images.mean((2, 3)), density
+    return torch.column_stack(measures)
+
+
+def property_regression(predicted, images):
+    """Σ over images of the squared error summed over the 6 properties, scalar float32. Divided by the image count.
+
+    predicted: (N, 6). images: (N, 3, H, W) in [0, 1]. It needs no labels, so an image of nothing but void counts too.
+    """
+    return (predicted.float() - image_properties(images)).square().sum()

@@ -26,23 +26,24 @@ from torchvision import models as tv
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
-import flags
-import models_backbones as backbones
-from flags import UserError
-from models_parts import AtrousPooling, Pyramid, Segmenter, UpSampling, activated, convolution, resize, separable
-from models_pvt import PvtV2
-from models_vit import LinearDecoder, ProgressiveDecoder, VitEncoder
-from models_weights import load_weights, read_class_names
+import cli
+from cli import UserError
+from networks.backbones import ResNetEncoder, SwinEncoder, convnext, mobilenet_v2, mobilenet_v3_large
+from networks.blocks import AtrousPooling, Pyramid, UpSampling, activated, convolution, resize, separable
+from networks.pvt import PvtV2
+from networks.segmenter import Segmenter
+from networks.vit import LinearDecoder, ProgressiveDecoder, VitEncoder
+from networks.weights import load_weights, read_class_names
 
 # What can stand under the pyramid: how to make it, and torchvision's ImageNet weights.
 PYRAMID_BACKBONES = {
-    "mobilenet_v2": (lambda: backbones.mobilenet_v2(), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
-    "resnet50": (lambda: backbones.ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
-    "convnext_tiny": (lambda: backbones.convnext("tiny"), tv.ConvNeXt_Tiny_Weights.IMAGENET1K_V1),
-    "convnext_small": (lambda: backbones.convnext("small"), tv.ConvNeXt_Small_Weights.IMAGENET1K_V1),
-    "swin_t": (lambda: backbones.SwinEncoder("swin_t"), tv.Swin_T_Weights.IMAGENET1K_V1),
-    "swin_s": (lambda: backbones.SwinEncoder("swin_s"), tv.Swin_S_Weights.IMAGENET1K_V1),
-    "swin_v2_t": (lambda: backbones.SwinEncoder("swin_v2_t"), tv.Swin_V2_T_Weights.IMAGENET1K_V1),
+    "mobilenet_v2": (lambda: mobilenet_v2(), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
+    "resnet50": (lambda: ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
+    "convnext_tiny": (lambda: convnext("tiny"), tv.ConvNeXt_Tiny_Weights.IMAGENET1K_V1),
+    "convnext_small": (lambda: convnext("small"), tv.ConvNeXt_Small_Weights.IMAGENET1K_V1),
+    "swin_t": (lambda: SwinEncoder("swin_t"), tv.Swin_T_Weights.IMAGENET1K_V1),
+    "swin_s": (lambda: SwinEncoder("swin_s"), tv.Swin_S_Weights.IMAGENET1K_V1),
+    "swin_v2_t": (lambda: SwinEncoder("swin_v2_t"), tv.Swin_V2_T_Weights.IMAGENET1K_V1),
     "pvt_v2_b0": (lambda: PvtV2("pvt_v2_b0"), None),
     "pvt_v2_b1": (lambda: PvtV2("pvt_v2_b1"), None),
     "pvt_v2_b2": (lambda: PvtV2("pvt_v2_b2"), None),
@@ -113,7 +114,7 @@ def add_model_flags(parser):
 
 def parse_model(text):
     """Read 'fpn_mobilenet_v2:channels=128' into (name, options). Raises UserError for an unknown name or option."""
-    return flags.parse_choice(text, MODELS)
+    return cli.parse_choice(text, MODELS)
 
 
 def build_model(name, num_classes, options=None):
@@ -124,11 +125,11 @@ def build_model(name, num_classes, options=None):
     Raises UserError for an unknown name or option, or a value out of its range.
     """
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}", "--model", flags.nearest(name, MODELS))
+        raise UserError(f"unknown model {name!r}", "--model", cli.nearest(name, MODELS))
     known = {**MODELS[name], "properties": 0.0}
     for option in options or {}:
         if option not in known:
-            raise UserError(f"unknown option {option!r}", f"--model {name}", flags.nearest(option, known))
+            raise UserError(f"unknown option {option!r}", f"--model {name}", cli.nearest(option, known))
     options = {**known, **(options or {})}
     _check_options(options)
     common = {**EVERY_MODEL, "properties": 0.0}
@@ -173,7 +174,7 @@ def _check_options(options):
 def start_model(args, num_classes):
     """The model that --model, --weights, --freeze and --aux-task describe: (model, lines that say what was loaded)."""
     name, options = parse_model(args.model)
-    task, about = flags.parse_choice(args.aux_task, AUX_TASKS)
+    task, about = cli.parse_choice(args.aux_task, AUX_TASKS)
     if task != "none" and not 0 < about["weight"] < float("inf"):
         raise UserError(f"weight {about['weight']}", f"--aux-task {task}", "give a weight above 0")
     model = build_model(name, num_classes, {**options, "properties": about.get("weight", 0.0)})
@@ -213,19 +214,19 @@ class DeepLabV3(Segmenter):
 
     BACKBONES = {  # how to make it, which map the auxiliary head reads, ImageNet and COCO weights
         "resnet50": (
-            lambda: backbones.ResNetEncoder(50, output_stride=8),
+            lambda: ResNetEncoder(50, output_stride=8),
             3,
             tv.ResNet50_Weights.IMAGENET1K_V1,
             tv.segmentation.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1,
         ),
         "resnet101": (
-            lambda: backbones.ResNetEncoder(101, output_stride=8),
+            lambda: ResNetEncoder(101, output_stride=8),
             3,
             tv.ResNet101_Weights.IMAGENET1K_V1,
             tv.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1,
         ),
         "mobilenet_v3_large": (
-            backbones.mobilenet_v3_large,
+            mobilenet_v3_large,
             2,
             tv.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
             tv.segmentation.DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1,
@@ -265,10 +266,10 @@ class DeepLabV3Plus(Segmenter):
     """
 
     BACKBONES = {  # how to make it, its ImageNet weights
-        "resnet50": (lambda stride: backbones.ResNetEncoder(50, stride), tv.ResNet50_Weights.IMAGENET1K_V1),
-        "resnet101": (lambda stride: backbones.ResNetEncoder(101, stride), tv.ResNet101_Weights.IMAGENET1K_V1),
+        "resnet50": (lambda stride: ResNetEncoder(50, stride), tv.ResNet50_Weights.IMAGENET1K_V1),
+        "resnet101": (lambda stride: ResNetEncoder(101, stride), tv.ResNet101_Weights.IMAGENET1K_V1),
         "mobilenet_v2": (
-            lambda stride: backbones.mobilenet_v2(output_stride=stride),
+            lambda stride: mobilenet_v2(output_stride=stride),
             tv.MobileNet_V2_Weights.IMAGENET1K_V1,
         ),
     }
@@ -297,8 +298,8 @@ class UNet(Segmenter):
     """
 
     BACKBONES = {
-        "resnet50": (lambda: backbones.ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
-        "mobilenet_v2": (lambda: backbones.mobilenet_v2(blocks=19), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
+        "resnet50": (lambda: ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
+        "mobilenet_v2": (lambda: mobilenet_v2(blocks=19), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
     }
     WIDTHS = (256, 128, 64, 32, 16)  # at strides 16, 8, 4, 2, 1
 
@@ -356,7 +357,7 @@ class MobileNetV2(Segmenter):
     imagenet = tv.MobileNet_V2_Weights.IMAGENET1K_V1
 
     def __init__(self, num_classes, skips):
-        super().__init__(backbones.mobilenet_v2(blocks=19))
+        super().__init__(mobilenet_v2(blocks=19))
         self.reduce = activated(1280, 256, 1)
         widths = (256, 256, 128, 64, 32, 16)
         self.up = nn.ModuleList(UpSampling(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))

@@ -15,38 +15,41 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageOps
 
-import anomaly
-import data
-import engine
-import flags
-import report
-from flags import UserError
+import cli
+from anomaly.scores import NAMES, parse_scores
+from cli import UserError
+from datasets.masks import read_image
+from datasets.pairs import find_images
+from engine.devices import choose_device
+from engine.evaluation import ALARM_RATES
+from engine.predictor import add_prediction_flags, apply_prediction_flags, predict_image
+from engine.trained_run import load_predictor
+from report.files import save_mask, save_picture
+from report.pictures import heat_map, overlay
 
 
 def build_parser():
     """All flags of predict.py."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files or folders of them")
     parser.add_argument("--ckpt", required=True, metavar="FILE", help="the checkpoint, best.pth of a run")
     parser.add_argument("--out", default="predicted", metavar="DIR", help="where the pictures go")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
-    parser.add_argument(
-        "--score", default="maxlogit", metavar="NAME", help=f"of the heat map: {', '.join(anomaly.NAMES)}"
-    )
+    parser.add_argument("--score", default="maxlogit", metavar="NAME", help=f"of the heat map: {', '.join(NAMES)}")
     parser.add_argument(
         "--alarm",
-        type=flags.non_negative,
+        type=cli.non_negative,
         default=0,
         metavar="RATE",
-        help=f"false alarms of known pixels, {' or '.join(f'{rate:g}' for rate in engine.ALARM_RATES)}; 0: no alarm",
+        help=f"false alarms of known pixels, {' or '.join(f'{rate:g}' for rate in ALARM_RATES)}; 0: no alarm",
     )
-    engine.add_prediction_flags(parser)
+    add_prediction_flags(parser)
     return parser
 
 
 def choose_score(args, predictor):
     """The score that --score names. Raises UserError for one that does not exist, or that the checkpoint lacks."""
-    names = anomaly.parse_scores(args.score)
+    names = parse_scores(args.score)
     if len(names) > 1:
         raise UserError(f"{len(names)} scores", "--score", "name one")
     if names[0].partition(":")[0] not in predictor.scores():
@@ -75,7 +78,7 @@ def find_photos(paths):
     for path in map(Path, paths):
         if not path.exists():
             raise UserError("no such file", path, "check the path")
-        files = data.find_images(path) if path.is_dir() else [path]
+        files = find_images(path) if path.is_dir() else [path]
         if not files:
             raise UserError("no image in this folder", path, "photos end in .jpg, .png, …")
         for file in files:
@@ -88,23 +91,23 @@ def find_photos(paths):
 
 def segment(predictor, path, score="maxlogit"):
     """(PIL image as a person sees it, its EXIF orientation applied; Prediction at its size)."""
-    image = ImageOps.exif_transpose(data.read_image(path))
-    return image, engine.predict_image(predictor, image, (image.height, image.width), [score])
+    image = ImageOps.exif_transpose(read_image(path))
+    return image, predict_image(predictor, image, (image.height, image.width), [score])
 
 
 def main():
     """Predict every photo; one that cannot be read is named at the end and costs the others nothing."""
     args = build_parser().parse_args()
-    predictor, content = engine.load_predictor(args.ckpt, engine.choose_device(args.device))
-    engine.apply_prediction_flags(predictor, args)
+    predictor, content = load_predictor(args.ckpt, choose_device(args.device))
+    apply_prediction_flags(predictor, args)
     score_name = choose_score(args, predictor)
     threshold = alarm_threshold(args, content)
     if threshold is not None and not predictor.plain:
-        flags.warn("the alarm threshold was taken with each image seen once, as it is; here it may not hold its rate")
+        cli.warn("the alarm threshold was taken with each image seen once, as it is; here it may not hold its rate")
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     photos, errors = find_photos(args.photos), []
     score_folder = score_name.replace(":", "-")
-    progress = report.Progress(len(photos), "predict", "photos")
+    progress = cli.Progress(len(photos), "predict", "photos")
     for done, (name, path) in enumerate(photos.items(), 1):
         try:
             image, found = segment(predictor, path, score_name)
@@ -116,9 +119,9 @@ def main():
             labels = np.where(score >= threshold, predictor.num_classes, labels).astype(np.uint8)
         for folder in ("classes", "overlay", score_folder):
             (out / folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
-        report.save_mask(out / "classes" / f"{name}.png", labels, palette)
-        report.save_picture(report.overlay(np.asarray(image), labels, palette), out / "overlay" / f"{name}.png")
-        report.save_picture(report.heat_map(score), out / score_folder / f"{name}.png")
+        save_mask(out / "classes" / f"{name}.png", labels, palette)
+        save_picture(overlay(np.asarray(image), labels, palette), out / "overlay" / f"{name}.png")
+        save_picture(heat_map(score), out / score_folder / f"{name}.png")
         progress.update(done)
     progress.close()
     print(f"{len(photos) - len(errors)} of {len(photos)} photos in {args.out}/{{classes,overlay,{score_folder}}}")
@@ -128,4 +131,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

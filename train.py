@@ -11,30 +11,46 @@ The run directory holds config.json, log.jsonl, samples.png (what the network is
 
 import importlib.util
 import json
-import math
 import os
-import signal
-import statistics
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 
-import anomaly
-import checkpoint
+import cli
 import data
-import data_audit
-import data_cache
-import data_outliers
-import engine
-import flags
 import losses
 import metrics
 import models
-import report
-from flags import UserError
+from anomaly.features import ScoreStatistics
+from anomaly.outliers import add_outlier_flags, check_outliers, open_outliers
+from cli import UserError
+from datasets.audit import audit_split, require_clean, unmapped_shares
+from datasets.label_spaces import declared_names, run_name
+from engine.cache import add_cache_flags, cache_split
+from engine.checkpoint import fingerprint, load_last, load_state, save_checkpoint
+from engine.devices import (
+    add_run_flags,
+    autocast_dtype,
+    choose_device,
+    describe_device,
+    gather,
+    open_dataset,
+    start_processes,
+)
+from engine.evaluation import alarm_thresholds, collect_statistics, count_known, evaluate_sets, together
+from engine.optim import Schedule, add_optim_flags, build_optimizer
+from engine.predictor import Predictor
+from engine.run_directory import Interrupted, Log, StopSignal
+from engine.sampling import build_sampling, parse_sampling, share_batches
+from engine.trained_run import load_predictor
+from engine.training import Training, share_buffers, train_one_epoch
+from networks.blocks import MEAN, STD, Normalise
+from report.charts import score_text
+from report.colours import distinct_palette
+from report.files import save_picture
+from report.pictures import contact_sheet
 
 # What may differ between a run and its continuation: where things are, not what is computed.
 FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "cache", "device", "save_every", "tensorboard"}
@@ -42,22 +58,22 @@ FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "cache", "device",
 
 def build_parser():
     """All flags of train.py."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     data.add_data_flags(parser)
-    data_cache.add_cache_flags(parser)
+    add_cache_flags(parser)
     data.add_geometry_flags(parser)
     models.add_model_flags(parser)
     losses.add_loss_flags(parser)
-    data_outliers.add_outlier_flags(parser)
-    engine.add_optim_flags(parser)
-    engine.add_run_flags(parser)
+    add_outlier_flags(parser)
+    add_optim_flags(parser)
+    add_run_flags(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--run-dir", metavar="DIR", help="where everything is written; empty: runs/DATASET")
     group.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
     group.add_argument("--monitor", default="miou", choices=("miou", "accuracy"), help="what best.pth is best in")
-    group.add_argument("--validate-every", type=flags.positive_int, default=1, help="epochs between validations")
-    group.add_argument("--save-every", type=flags.positive_int, default=200, help="steps between checkpoints at most")
-    group.add_argument("--log-every", type=flags.positive_int, default=10, help="steps between lines of the log")
+    group.add_argument("--validate-every", type=cli.positive_int, default=1, help="epochs between validations")
+    group.add_argument("--save-every", type=cli.positive_int, default=200, help="steps between checkpoints at most")
+    group.add_argument("--log-every", type=cli.positive_int, default=10, help="steps between lines of the log")
     group.add_argument("--tensorboard", action="store_true", help="write the log's figures for TensorBoard as well")
     return parser
 
@@ -68,7 +84,7 @@ def read_args(parser, words=None):
     Raises UserError for a run directory that is in use, and for flags that would make the continuation another run.
     """
     args = parser.parse_args(words)
-    args.run_dir = str(args.run_dir or Path("runs") / data.run_name(args.dataset))
+    args.run_dir = str(args.run_dir or Path("runs") / run_name(args.dataset))
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UserError("TensorBoard is not installed", "--tensorboard", "pip install tensorboard, or leave it out")
     if not args.resume:
@@ -76,7 +92,7 @@ def read_args(parser, words=None):
             remedy = "add --resume to go on with it, or choose another --run-dir"
             raise UserError("the run directory already holds a run", args.run_dir, remedy)
         return args, None
-    last = checkpoint.load_last(args.run_dir)
+    last = load_last(args.run_dir)
     saved = {**{name: parser.get_default(name) for name in vars(args)}, **last["config"]}  # flags that came later
     changed = [n for n in sorted(parser.given - FREE_ON_RESUME) if getattr(args, n) != saved[n]]
     if changed:
@@ -85,142 +101,6 @@ def read_args(parser, words=None):
         raise UserError(what, args.run_dir, "leave it out to go on with the run, or start another --run-dir")
     kept = {name: getattr(args, name) for name in parser.given & FREE_ON_RESUME}
     return Namespace(**{**vars(args), **saved, **kept, "run_dir": args.run_dir, "resume": True}), last
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM came; the run stops at the next step, with a checkpoint."""
-
-
-class StopSignal:
-    """Notes SIGINT and SIGTERM. A second one ends the process at once, as if nothing had been noted."""
-
-    def __init__(self):
-        self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
-
-    def note(self, number, _frame):
-        """The signal handler."""
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def check(self, processes=1, step=0):
-        """Raise Interrupted when a signal has come; several processes agree on that at every tenth step."""
-        if self.number if processes == 1 else step % 10 == 0 and any(engine.gather(self.number)):
-            raise Interrupted
-
-
-class Log:
-    """log.jsonl: one JSON object a line; the training lines gather the steps between two of them.
-
-    A checkpoint keeps the file's length and the steps not yet written, so that a resumed run's log has no seam.
-    """
-
-    def __init__(self, path, every, main=True, length=0, window=(), board=None):
-        self.every, self.main, self.window = every, main, list(window)
-        self.board = open_board(path.parent, board) if board is not None and main else None
-        self.clock, self.timed = time.perf_counter(), 0
-        self.file = open(path, "ab") if main else None  # noqa: SIM115  open as long as the run
-        if main:
-            size = self.file.seek(0, os.SEEK_END)
-            if size < length:
-                flags.warn(f"{path} is shorter than when the checkpoint was written: lines are missing")
-            self.file.truncate(min(size, length))  # lines after the checkpoint are written again
-
-    def write(self, entry):
-        """Add one line."""
-        if self.main:
-            self.file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-            self.file.flush()
-        if self.board:
-            for name, value in figures_of(entry):
-                self.board.add_scalar(name, value, entry["step"])
-
-    def add_step(self, result, training):
-        """Note a step's result; returns the line written if it was time for one."""
-        self.window.append(result)
-        self.timed += result["images"] * training.processes
-        return self.flush(training) if training.step % self.every == 0 else None
-
-    def flush(self, training):
-        """Write the mean over the noted steps. Raises FloatingPointError naming the first step that is not finite."""
-        rows = self.read(training.step)
-        if not rows:
-            return None
-        self.window = []
-        mean = {name: sum(row["terms"][name] for row in rows) / len(rows) for name in rows[0]["terms"]}
-        norms = [row["gradient_norm"] for row in rows]
-        parts = {name: [row["module_norms"][name] for row in rows] for name in rows[0]["module_norms"]}
-        now = time.perf_counter()
-        line = {
-            "kind": "train",
-            "step": training.step,
-            "epoch": training.epoch,
-            "loss": sum(row["loss"] for row in rows) / len(rows),
-            "terms": mean,
-            "gradient_norm": spread_of(norms)["mean"],
-            "gradient_norms": {name: spread_of(values) for name, values in parts.items()},
-            "lr": sorted({group["lr"] for group in training.optimizer.param_groups}),
-            "images_per_second": self.timed / max(now - self.clock, 1e-9),
-        }
-        self.clock, self.timed = now, 0
-        self.write(line)
-        return line
-
-    def read(self, step):
-        """The noted steps as plain numbers, each checked. Raises FloatingPointError."""
-        for i, row in enumerate(self.window):
-            row.update(loss=float(row["loss"]), gradient_norm=float(row["gradient_norm"]))
-            for group in ("terms", "module_norms"):
-                row[group] = {name: float(value) for name, value in row[group].items()}
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"loss is {row['loss']} at step {step - len(self.window) + i + 1}; lower --lr, add --clip 1 or "
-                    "--warmup 100, or use --amp off"
-                )
-        return self.window
-
-    def close(self):
-        """Close the file."""
-        if self.main:
-            self.file.close()
-        if self.board:
-            self.board.close()
-
-    def restart_clock(self):
-        """Leave what lies between (a validation) out of the images per second."""
-        self.clock, self.timed = time.perf_counter(), 0
-
-
-def spread_of(values):
-    """{"mean", "spread"} (standard deviation) of the finite ones, None where there are none: fp16 skips a step that
-    overflows."""
-    values = [value for value in values if math.isfinite(value)]
-    if not values:
-        return {"mean": None, "spread": None}
-    return {"mean": statistics.fmean(values), "spread": statistics.pstdev(values)}
-
-
-def open_board(folder, step):
-    """A TensorBoard writer into the run directory that forgets what came after `step`, as the log does.
-
-    The package is asked for in `read_args`.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-
-
-def figures_of(entry, prefix=""):
-    """(name, value) of every figure in a line of the log, the names joined by '/' under its kind."""
-    prefix = prefix or entry["kind"]
-    for name, value in entry.items():
-        if isinstance(value, dict):
-            yield from figures_of(value, f"{prefix}/{name}")
-        elif isinstance(value, list):  # the groups' learning rates
-            yield from ((f"{prefix}/{name}/{i}", one) for i, one in enumerate(value))
-        elif isinstance(value, (int, float)) and name != "step":
-            yield f"{prefix}/{name}", value
 
 
 def choose_terms(args):
@@ -233,9 +113,9 @@ def check_flags(args, processes):
     """Read every flag that has a language of its own, before hours go into reading data. Raises UserError."""
     _, options = models.parse_model(args.model)
     losses.check_heads(choose_terms(args), options)
-    data_outliers.check_outliers(args)
-    data.parse_sampling(args.sampling, args.crop)
-    engine.Schedule(args.schedule, 1, 1)
+    check_outliers(args)
+    parse_sampling(args.sampling, args.crop)
+    Schedule(args.schedule, 1, 1)
     if args.batch_size < 2 * processes:
         what = f"--batch-size {args.batch_size} leaves fewer than 2 images for each process, which batch norm refuses"
         raise UserError(what, remedy=f"use at least {2 * processes}")
@@ -248,12 +128,12 @@ def check_flags(args, processes):
 
 def prepare_data(args, processes=1):
     """Open and audit the training and validation split: (spec, {split: Split}, {split: Audit}, Layout)."""
-    spec, root = engine.open_dataset(args)
+    spec, root = open_dataset(args)
     splits = {name: data.open_split(spec, root, name, args.limit) for name in ("train", "val")}
     if len(splits["train"]) < 2 * processes:
         raise UserError(f"training needs at least {2 * processes} images", root, "add images, or raise --limit")
-    audits = {name: data_audit.audit(split, metrics.GRID) for name, split in splits.items()}
-    data_audit.require_clean(audits.values())
+    audits = {name: audit_split(split, metrics.GRID) for name, split in splits.items()}
+    require_clean(audits.values())
     layout = metrics.fit_layout(audits["train"].grids, spec.num_classes)
     for name, one in audits.items():
         print(f"{name}: {len(splits[name])} images, void {one.void / one.pixels:.3f} of the pixels")
@@ -265,8 +145,8 @@ def describe_sets(audit):
     """Lines that say what each of several sets brings, and what of a set has no place in the label space."""
     for (label, part, _), one in zip(audit.split.ranges(), audit.parts or [audit], strict=True):
         if audit.parts:
-            yield f"  {label}: {len(part)} images, classes {', '.join(data.declared_names(part.spec))}"
-        if lost := data_audit.unmapped_shares(one):
+            yield f"  {label}: {len(part)} images, classes {', '.join(declared_names(part.spec))}"
+        if lost := unmapped_shares(one):
             listed = ", ".join(f"{name} {share:.1%}" for name, share in lost.items())
             yield f"  {label}: void here, for want of a place in --label-space: {listed}"
 
@@ -275,14 +155,14 @@ def cache_splits(args, splits, geometry):
     """The splits decoded once, as --cache says, for the batches of training and of validation."""
     cached = {}
     for name, split in splits.items():
-        progress = report.Progress(len(split), f"cache {name}", "images")
-        cached[name] = data_cache.cache_split(
+        progress = cli.Progress(len(split), f"cache {name}", "images")
+        cached[name] = cache_split(
             split,
             geometry,
             args.cache,
             training=name == "train",
             progress=progress.update,
-            meet=lambda: engine.gather(None),
+            meet=lambda: gather(None),
         )
         if progress.done:
             progress.close()
@@ -300,20 +180,20 @@ def write_samples(path, split, sampling, geometry, augment, spec, palette, count
     images = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
     names = [split.file(ticket.index) for ticket in tickets]
     examples = list(zip(images.numpy(), targets.numpy(), names, strict=True))
-    report.save_picture(report.contact_sheet(examples, spec.classes, palette), path)
+    save_picture(contact_sheet(examples, spec.classes, palette), path)
 
 
 def prepare_model(args, spec, last, device):
     """The model, from the run's last checkpoint or from --weights, frozen as told: (model, starting fingerprint)."""
     if last:
         model, _ = models.start_model(Namespace(**{**vars(args), "weights": "none"}), spec.num_classes)
-        checkpoint.load_state(model, last["state"], args.run_dir)
+        load_state(model, last["state"], args.run_dir)
         initial = last["initial"]
     else:
-        models.check_trained_classes(args, spec.classes, flags.names(args.anomaly_classes))
+        models.check_trained_classes(args, spec.classes, cli.names(args.anomaly_classes))
         model, lines = models.start_model(args, spec.num_classes)
         print("\n".join(lines))
-        initial = checkpoint.fingerprint(model)
+        initial = fingerprint(model)
     return model.to(device, memory_format=torch.channels_last), initial
 
 
@@ -323,7 +203,7 @@ def build_criterion(args, model, audit, spec):
     return losses.Criterion(
         choose_terms(args),
         spec.num_classes,
-        data.Normalise(),
+        Normalise(),
         class_weights=weights,
         label_smoothing=args.label_smoothing,
         aux_weights=model.aux_weights,
@@ -341,8 +221,8 @@ def describe(args, spec, geometry, layout, palette, model, initial):
             "classes": list(spec.classes),
             "palette": [list(colour) for colour in palette],
             "anomaly": spec.anomaly,
-            "mean": list(data.MEAN),
-            "std": list(data.STD),
+            "mean": list(MEAN),
+            "std": list(STD),
             "geometry": dict(vars(geometry)),
             "layout_map": torch.from_numpy(layout.map.copy()),
             "layout_exponent": float(layout.exponent),
@@ -353,9 +233,9 @@ def describe(args, spec, geometry, layout, palette, model, initial):
 
 def validate(training, predictor, split, args, layout, stop):
     """Evaluate the validation split over all processes; returns the log's line."""
-    engine.share_buffers(training)
+    share_buffers(training)
     indices = range(training.rank, len(split), training.processes)
-    sets = engine.evaluate_sets(
+    sets = evaluate_sets(
         predictor,
         split,
         batch_size=args.batch_size,
@@ -364,9 +244,9 @@ def validate(training, predictor, split, args, layout, stop):
         indices=indices,
         observe=lambda *_: stop.check(training.processes, step=1),  # alone only: others are at other images
     )
-    processes = engine.gather(sets)
+    processes = gather(sets)
     sets = {name: merge_all([part[name] for part in processes]) for name in sets}
-    totals = engine.together(list(sets.values()))
+    totals = together(list(sets.values()))
     scores = totals.scores()
     return {
         "kind": "validation",
@@ -413,7 +293,7 @@ class Run:
                 "window": window,
             }
             content = {**self.content(training.model), "progress": progress, "training": state}
-            checkpoint.save_checkpoint(self.path / "last.pth", content, keep_previous=True)
+            save_checkpoint(self.path / "last.pth", content, keep_previous=True)
 
     def content(self, model):
         """What best.pth and last.pth have in common."""
@@ -430,19 +310,17 @@ class Run:
             self.best = score
             if self.main:
                 progress = {"step": training.step, "best": score}
-                checkpoint.save_checkpoint(
-                    self.path / "best.pth", {**self.content(training.best), "progress": progress}
-                )
+                save_checkpoint(self.path / "best.pth", {**self.content(training.best), "progress": progress})
 
 
 def fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, stop):
     """The epoch loop. Returns 0, or 128 + the signal that interrupted it, with a checkpoint written."""
     args, figures = run.args, {}
-    progress = report.Progress(total_steps, "train", "steps", done=training.step)
+    progress = cli.Progress(total_steps, "train", "steps", done=training.step)
     try:
         while training.step < total_steps or training.offset:  # an epoch ends with its validation
             run.log.restart_clock()
-            for result in engine.train_one_epoch(
+            for result in train_one_epoch(
                 training, criterion, splits["train"], geometry, args.batch_size, args.workers, total_steps
             ):
                 if line := run.log.add_step(result, training):
@@ -460,7 +338,7 @@ def fit(run, training, criterion, predictor, splits, geometry, layout, total_ste
     except Interrupted:
         run.save(training)
         print(f"stopped at step {training.step} of {total_steps}; go on with --run-dir {run.path} --resume")
-        return 128 + max(engine.gather(stop.number))
+        return 128 + max(gather(stop.number))
     finally:
         progress.close()
         run.log.close()
@@ -470,11 +348,11 @@ def fit(run, training, criterion, predictor, splits, geometry, layout, total_ste
 def add_score_statistics(run, splits, args, device, rank, processes, stop):
     """Put into best.pth what anomaly scores need beside its weights; nothing is done where it is there already."""
     path = run.path / "best.pth"
-    predictor, content = engine.load_predictor(path, device)
+    predictor, content = load_predictor(path, device)
     if "alarms" in content["data"]:
         return
     images = {name: range(rank, len(split), processes) for name, split in splits.items()}
-    progress = report.Progress(sum(map(len, images.values())), "score statistics", "images")
+    progress = cli.Progress(sum(map(len, images.values())), "score statistics", "images")
 
     def observe(done):
         progress.update(done)
@@ -482,16 +360,14 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
 
     options = {"batch_size": args.batch_size, "workers": args.workers}
     try:
-        statistics = engine.collect_statistics(
-            predictor, splits["train"], indices=images["train"], observe=observe, **options
-        )
+        statistics = collect_statistics(predictor, splits["train"], indices=images["train"], observe=observe, **options)
         stop.check(processes)  # together: others may have been told to stop
-        states = engine.gather(statistics.state())
-        parts = [anomaly.ScoreStatistics.from_state(predictor.num_classes, state) for state in states]
+        states = gather(statistics.state())
+        parts = [ScoreStatistics.from_state(predictor.num_classes, state) for state in states]
         statistics = merge_all(parts).finish()
         predictor.statistics.update(statistics)
         before = len(images["train"])
-        histograms = engine.count_known(
+        histograms = count_known(
             predictor,
             splits["val"],
             predictor.scores(),
@@ -502,11 +378,11 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
         stop.check(processes)
     finally:
         progress.close()
-    parts = engine.gather(histograms)
+    parts = gather(histograms)
     histograms = {name: merge_all([part[name] for part in parts]) for name in histograms}
     if run.main:
-        content["data"] |= {"statistics": statistics, "alarms": engine.alarm_thresholds(histograms)}
-        checkpoint.save_checkpoint(path, content)
+        content["data"] |= {"statistics": statistics, "alarms": alarm_thresholds(histograms)}
+        save_checkpoint(path, content)
 
 
 def merge_all(parts):
@@ -519,36 +395,36 @@ def merge_all(parts):
 def main():
     """Train, or go on training."""
     args, last = read_args(build_parser())
-    device = engine.choose_device(args.device)
-    rank, processes = engine.start_processes(device, one_size=args.crop is None)
+    device = choose_device(args.device)
+    rank, processes = start_processes(device, one_size=args.crop is None)
     torch.manual_seed(args.seed)
     check_flags(args, processes)
     augment = data.Augment(data.parse_augment(args.augment))
-    dtype = engine.autocast_dtype(args.amp, device)
+    dtype = autocast_dtype(args.amp, device)
     if rank == 0:
-        print(f"device: {engine.describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
+        print(f"device: {describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
 
     spec, splits, audits, layout = prepare_data(args, processes)
     geometry = data.Geometry.from_args(args, spec.num_classes)
     if reduced := geometry.count_reduced(audits["train"].sizes):
         limit = f"{geometry.most_pixels:,} pixels, the most whose logits fit for {spec.num_classes} classes"
-        flags.warn(f"{reduced} training images are reduced to {limit}, before they are cut; --short-side says to what")
+        cli.warn(f"{reduced} training images are reduced to {limit}, before they are cut; --short-side says to what")
     model, initial = prepare_model(args, spec, last, device)
     if rank:  # every process has the same model, and dropout and noise of its own
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
     splits = cache_splits(args, splits, geometry)
-    outliers, lines = data_outliers.open_outliers(args, spec)
+    outliers, lines = open_outliers(args, spec)
     for line in lines if rank == 0 else []:
         print(line)
-    sampling = data.build_sampling(args.sampling, audits["train"], geometry, outliers)
+    sampling = build_sampling(args.sampling, audits["train"], geometry, outliers)
     batches = sampling.draw(torch.Generator(), args.batch_size)
-    steps = len(data.share_batches(batches, rank, processes))
+    steps = len(share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps
-    training = engine.Training(
+    training = Training(
         model=model,
-        optimizer=engine.build_optimizer(args, model),
-        schedule=engine.Schedule(args.schedule, total_steps, steps, args.warmup),
+        optimizer=build_optimizer(args, model),
+        schedule=Schedule(args.schedule, total_steps, steps, args.warmup),
         sampling=sampling,
         augment=augment,
         device=device,
@@ -560,7 +436,7 @@ def main():
         rank=rank,
         processes=processes,
     )
-    palette = spec.palette or report.distinct_palette(spec.num_classes)
+    palette = spec.palette or distinct_palette(spec.num_classes)
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     run = Run(args, describe(args, spec, geometry, layout, palette, model, initial), rank == 0, last)
     if last:
@@ -569,7 +445,7 @@ def main():
         (run.path / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
         write_samples(run.path / "samples.png", splits["train"], sampling, geometry, augment, spec, palette)
         print(f"{run.path}/samples.png shows what the network will see")
-    predictor = engine.Predictor(training.best, spec.num_classes, geometry, device)
+    predictor = Predictor(training.best, spec.num_classes, geometry, device)
     stop = StopSignal()
     code = fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, stop)
     if not code:
@@ -577,7 +453,7 @@ def main():
             add_score_statistics(run, splits, args, device, rank, processes, stop)
         except Interrupted:
             print(f"stopped before the score statistics; go on with --run-dir {run.path} --resume")
-            return 128 + max(engine.gather(stop.number))
+            return 128 + max(gather(stop.number))
     if rank == 0 and not code:
         print_result(run)
     return code
@@ -594,9 +470,9 @@ def print_result(run):
         shown = "undefined" if gain is None else f"{gain:.3f}"
         print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {shown}")
     if "sets" in line:
-        print("of which " + ", ".join(f"{name} {report.score_text(one)}" for name, one in line["sets"].items()))
+        print("of which " + ", ".join(f"{name} {score_text(one)}" for name, one in line["sets"].items()))
     print(f"best {run.args.monitor} {run.best:.3f}; next: python evaluate.py --ckpt {run.path}/best.pth")
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -20,13 +20,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
 import data
-import engine
-import flags
 import metrics
 import models
-import report
-import synthetic
+from datasets.catalogue import build_spec
+from datasets.streets.render import write_streets
+from engine.devices import choose_device, open_dataset
+from engine.evaluation import evaluate
+from engine.trained_run import layout_map_of, load_predictor, trained_on
+from report.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 IMBALANCE = (
@@ -95,8 +99,8 @@ HARSH = {
 def write_harsh_streets(folder, streets):
     """The embedded scenes as a folder set with HARSH's classes: the same files, by links, and another classes.json."""
     if not streets.exists():
-        synthetic.write_streets(streets)
-    spec = data.build_spec("streets", streets)
+        write_streets(streets)
+    spec = build_spec("streets", streets)
     on_disk = {spec.classes[train_id]: value for value, train_id in spec.values.items() if train_id < spec.num_classes}
     classes = [{"name": name, "values": [on_disk[old] for old in merged]} for name, merged in HARSH.items()]
     used = {value for one in classes for value in one["values"]}
@@ -118,7 +122,7 @@ def train(run, words):
     run.mkdir(parents=True, exist_ok=True)
     asked = run / "words.json"
     if asked.is_file() and json.loads(asked.read_text()) != words:
-        raise flags.UserError("this run was trained with other flags", run, "remove it, or choose another --runs")
+        raise cli.UserError("this run was trained with other flags", run, "remove it, or choose another --runs")
     asked.write_text(json.dumps(words))
     if (run / "trained").is_file():
         return json.loads((run / "trained").read_text())
@@ -151,11 +155,11 @@ def measure(run, args):
     kept = run / "measured.pt"
     if kept.is_file():
         return torch.load(kept, weights_only=True)
-    predictor, content = engine.load_predictor(run / "best.pth", engine.choose_device(args.device))
-    split = data.open_split(*engine.open_dataset(engine.trained_on(content)), "test", args.limit)
-    layout_map = engine.layout_map_of(content)
+    predictor, content = load_predictor(run / "best.pth", choose_device(args.device))
+    split = data.open_split(*open_dataset(trained_on(content)), "test", args.limit)
+    layout_map = layout_map_of(content)
     options = {"batch_size": 8, "workers": args.workers}
-    totals = engine.evaluate(predictor, split, layout_map=layout_map, **options)
+    totals = evaluate(predictor, split, layout_map=layout_map, **options)
     scores = totals.scores()
     result = {
         "miou": scores["miou"],
@@ -169,7 +173,7 @@ def measure(run, args):
     }
     for sigma in NOISE if args.table == "remedies" else ():
         change = noisy(sigma, predictor.normalise)
-        result["noise"][sigma] = engine.evaluate(predictor, split, change=change, **options).scores()["miou"]
+        result["noise"][sigma] = evaluate(predictor, split, change=change, **options).scores()["miou"]
     torch.save(result, kept)
     return result
 
@@ -248,14 +252,14 @@ def show(table, rows, size, device):
 
 def main():
     """Train what is missing, measure it, show the table."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("table", choices=TABLES, help="which table")
     parser.add_argument("--data-dir", metavar="DIR", help="where CamVid lies; for imbalance the embedded streets")
     parser.add_argument("--weights", default="none", help="what pyramid and remedies start from, as train.py's")
     parser.add_argument("--runs", default="runs/ablation", metavar="DIR", help="where the runs go")
-    parser.add_argument("--seeds", type=flags.natural, default=0, help="runs a row; 0: the table's own number")
-    parser.add_argument("--limit", type=flags.natural, default=0, help="first N images of each split; 0: all")
-    parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
+    parser.add_argument("--seeds", type=cli.natural, default=0, help="runs a row; 0: the table's own number")
+    parser.add_argument("--limit", type=cli.natural, default=0, help="first N images of each split; 0: all")
+    parser.add_argument("--workers", type=cli.natural, default=2, help="reading processes; 0: read in this one")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
     parser.add_argument("--args", default="", help="more flags for every train.py, such as '--epochs 1'")
     args = parser.parse_args()
@@ -268,7 +272,7 @@ def main():
         source = ["--data-dir", str(folder / "data")]
     else:
         if not args.data_dir:
-            raise flags.UserError("no CamVid", "--data-dir", "name its folder")
+            raise cli.UserError("no CamVid", "--data-dir", "name its folder")
         source = ["--data-dir", str(Path(args.data_dir).resolve()), "--weights", args.weights]
     machine = f"--workers {args.workers} --device {args.device} --limit {args.limit} {args.args}".split()
     rows = {name: [] for name in variants}
@@ -279,15 +283,15 @@ def main():
             seconds = train(run, words)
             model = json.loads((run / "config.json").read_text())["model"]
             rows[name].append({**measure(run, args), "seconds": seconds, "model": model})
-    size = flags.size(common.partition("--image-size ")[2].split()[0])
-    show(args.table, rows, size, engine.choose_device(args.device))
+    size = cli.size(common.partition("--image-size ")[2].split()[0])
+    show(args.table, rows, size, choose_device(args.device))
     kept = {
         name: [{key: value for key, value in run.items() if key != "counts"} for run in runs]
         for name, runs in rows.items()
     }
-    report.write_json(folder / "table.json", kept)
+    write_json(folder / "table.json", kept)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

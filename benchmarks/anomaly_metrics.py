@@ -22,8 +22,9 @@ from sklearn.metrics import average_precision_score
 from torchmetrics.classification import BinaryAveragePrecision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import flags
-import metrics
+
+import cli
+from anomaly.histogram import ScoreHistogram
 
 SIZE = (720, 1280)
 RARE_PIXELS, RARE_SCORE = 100_000_000, 4.3
@@ -67,7 +68,7 @@ def stream(pixels):
     generator = torch.Generator().manual_seed(0)
     drawn = [draw(SIZE[0] * SIZE[1], 0.01, "max logit", generator) for _ in range(4)]
     ours(torch.arange(4.0), torch.arange(4) < 2)  # loads the code
-    before, seconds, histogram = peak_megabytes(), 0.0, metrics.ScoreHistogram()
+    before, seconds, histogram = peak_megabytes(), 0.0, ScoreHistogram()
     for scores, positives in pictures(drawn, pixels, generator):
         seconds += timed(lambda s=scores, p=positives: histogram.update(s, p))[0]
     counted, (reading, (value, bound)) = peak_megabytes(), timed(histogram.aupr)
@@ -83,7 +84,7 @@ def rare():
     """Print the figures of a single positive among many."""
     generator = torch.Generator().manual_seed(1)
     drawn = [draw(SIZE[0] * SIZE[1], 0.0, "max logit", generator) for _ in range(4)]
-    histogram, seconds, above = metrics.ScoreHistogram(), 0.0, 0
+    histogram, seconds, above = ScoreHistogram(), 0.0, 0
     for number, (scores, positives) in enumerate(pictures(drawn, RARE_PIXELS, generator)):
         if number == 0:
             positives = positives.clone()
@@ -97,7 +98,7 @@ def rare():
 
 def ours(scores, positives):
     """Average precision and bound by the histogram."""
-    histogram = metrics.ScoreHistogram()
+    histogram = ScoreHistogram()
     histogram.update(scores, positives)
     return histogram.aupr()
 
@@ -129,9 +130,9 @@ def peers(count):
 
 def main():
     """Run the three parts; the stream comes first, before anything else has raised the peak of memory."""
-    parser = flags.Parser(__doc__)
-    parser.add_argument("--pixels", type=flags.positive_int, default=1_400_000_000, help="pixels streamed")
-    parser.add_argument("--scores", type=flags.positive_int, default=20_000_000, help="scores counted at once")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--pixels", type=cli.positive_int, default=1_400_000_000, help="pixels streamed")
+    parser.add_argument("--scores", type=cli.positive_int, default=20_000_000, help="scores counted at once")
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     stream(args.pixels)
@@ -141,4 +142,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from ablation import cost, measure, train
 
-import engine
-import flags
+import cli
 import metrics
 import models
-import report
+from benchmarks.ablation import cost, measure, train
+from engine.devices import choose_device
+from report.files import write_json
 
 CLASSES = 11
 TRAINING = (
@@ -42,22 +42,22 @@ def learn(name, args):
 
 def main():
     """Print one row a model; with --data-dir, the trained ones by mIoU."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--only", default="", help="models, comma-separated; empty: all")
-    parser.add_argument("--size", type=flags.size, default=[240, 320], metavar="HxW", help="of the image that is timed")
+    parser.add_argument("--size", type=cli.size, default=[240, 320], metavar="HxW", help="of the image that is timed")
     parser.add_argument("--data-dir", metavar="DIR", help="CamVid; empty: train nothing")
     parser.add_argument("--weights", default="none", help="what training starts from: none or imagenet")
-    parser.add_argument("--epochs", type=flags.positive_int, default=6, help="of the equal training")
+    parser.add_argument("--epochs", type=cli.positive_int, default=6, help="of the equal training")
     parser.add_argument("--runs", default="runs/models", metavar="DIR", help="where the runs go")
-    parser.add_argument("--limit", type=flags.natural, default=0, help="first N images of each split; 0: all")
-    parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes; 0: read in this one")
+    parser.add_argument("--limit", type=cli.natural, default=0, help="first N images of each split; 0: all")
+    parser.add_argument("--workers", type=cli.natural, default=2, help="reading processes; 0: read in this one")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
     args = parser.parse_args()
     args.table = "models"
     names = args.only.split(",") if args.only else list(models.MODELS)
     for name in names:  # a wrong name is told before the first training
         models.parse_model(name)
-    device = engine.choose_device(args.device)
+    device = choose_device(args.device)
     rows, trained = {}, "test mIoU | semantic gain | training |" if args.data_dir else ""
     print("| model | M parameters | MB | GMACs | ms | " + trained + "\n|" + "---|" * (5 + trained.count("|")))
     for name in names:
@@ -69,9 +69,9 @@ def main():
             cells += [f"{row['miou']:.3f}", f"{row['gain']:.3f}"]
             cells += [f"{row['minutes']:.1f} min" if row["minutes"] else "–"]
         print("| " + " | ".join(cells) + " |", flush=True)
-        report.write_json(Path(args.runs) / "models.json", rows)
+        write_json(Path(args.runs) / "models.json", rows)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
 import data
-import data_audit
-import engine
-import flags
 import metrics
-import probes_noise
-import report
+from datasets.audit import audit_split
+from engine.devices import open_dataset
+from probes.noise_test import fresh_noise, noise_test
 
 
 def real(images, _targets, _generator):
@@ -48,8 +48,8 @@ def repeated(images, _targets, _generator):
 
 
 CONTROLS = {
-    "healthy": (probes_noise.fresh_noise, {}, None),
-    "lr 0": (probes_noise.fresh_noise, {"lr": 0.0, "iters": 20}, "nothing_learnt"),
+    "healthy": (fresh_noise, {}, None),
+    "lr 0": (fresh_noise, {"lr": 0.0, "iters": 20}, "nothing_learnt"),
     "real": (real, {}, "noise_is_not_noise"),
     "leak": (leak, {}, "label_leak"),
     "repeated": (repeated, {"limit": 16, "fresh": False}, "memorised_noise"),
@@ -58,11 +58,11 @@ CONTROLS = {
 
 def main():
     """Run every control; exit code 1 if one comes out as something else."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     data.add_data_flags(parser)
     parser.add_argument("--only", choices=list(CONTROLS), help="one of them; empty: all")
     args = parser.parse_args()
-    spec, root = engine.open_dataset(args)
+    spec, root = open_dataset(args)
     wrong = 0
     for name, (make, changes, expected) in CONTROLS.items():
         if args.only not in (None, name):
@@ -82,11 +82,9 @@ def main():
         splits = {
             s: data.open_split(spec, root, s, chosen.limit if s == "train" else args.limit) for s in ("train", "val")
         }
-        audits = {s: data_audit.audit(split, metrics.GRID) for s, split in splits.items()}
-        progress = report.Progress(chosen.iters, name, "steps")
-        finding = probes_noise.noise_test(
-            chosen, splits, audits, torch.device("cpu"), make, chosen.fresh, progress.update
-        )
+        audits = {s: audit_split(split, metrics.GRID) for s, split in splits.items()}
+        progress = cli.Progress(chosen.iters, name, "steps")
+        finding = noise_test(chosen, splits, audits, torch.device("cpu"), make, chosen.fresh, progress.update)
         progress.close()
         as_expected = finding.cause == expected
         wrong += not as_expected
@@ -98,4 +96,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -22,15 +22,24 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import checkpoint
-import data
-import diagnose
-import engine
-import flags
-import panel_faults as faults
-import train
 
-HOUSE = str(Path(__file__).resolve().parent.parent)
+import cli
+import diagnose
+import train
+from benchmarks.panel_faults import (
+    CHECKPOINT_FAULTS,
+    FILE_FAULTS,
+    FOREIGN_FAULTS,
+    HEALTHY_FOREIGN,
+    TRAINING_FAULTS,
+    WRAPPER,
+    copy_set,
+)
+from datasets.catalogue import build_spec
+from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.devices import open_dataset
+
+REPO_ROOT = str(Path(__file__).resolve().parent.parent)
 COUNTS = {"train": 120, "val": 40, "test": 60}
 AUGMENT = "flip=0.5,scale=0.8:1.25,colour=0.2"
 BASES = {  # what each set's models are trained with
@@ -82,7 +91,7 @@ def add_panel_flags(parser):
 
 def is_wanted(args, name):
     """Whether --only lets a case through."""
-    return not args.only or any(part in name for part in flags.names(args.only))
+    return not args.only or any(part in name for part in cli.names(args.only))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,8 +127,8 @@ def small_copy(args, name, root, case, fault=None, share=1.0):
     """A copy of a set with a fault in it; returns its folder."""
     target = Path(args.out) / name / "data" / case
     shutil.rmtree(target, ignore_errors=True)
-    spec = data.build_spec(name, root)
-    copied = faults.copy_set(spec, root, target, COUNTS)
+    spec = build_spec(name, root)
+    copied = copy_set(spec, root, target, COUNTS)
     if fault:
         fault.plant(copied, spec, share)
     return target
@@ -127,7 +136,7 @@ def small_copy(args, name, root, case, fault=None, share=1.0):
 
 def file_cases(args, name, root):
     """Faults of files, each in its own copy."""
-    for fault_name, fault in faults.FILE_FAULTS.items():
+    for fault_name, fault in FILE_FAULTS.items():
         for share in map(float, args.shares.split(",")):
             case = f"{fault_name}, {share:.0%} of the files"
             if is_wanted(args, case):
@@ -155,26 +164,26 @@ def foreign_words(name, path, root):
 def checkpoint_cases(args, name, root, base):
     """Faults of evaluation, derived from the base."""
     folder = Path(args.out) / name / "checkpoints"
-    for fault_name, (cause, plant) in faults.CHECKPOINT_FAULTS.items():
+    for fault_name, (cause, plant) in CHECKPOINT_FAULTS.items():
         if is_wanted(args, fault_name):
-            content = checkpoint.load_checkpoint(base)
+            content = load_checkpoint(base)
             plant(content)
             run = folder / fault_name.replace(" ", "-")
             run.mkdir(parents=True, exist_ok=True)
             shutil.copy(base.parent / "log.jsonl", run)
-            checkpoint.save_checkpoint(run / "best.pth", content)
+            save_checkpoint(run / "best.pth", content)
             yield Case(name, fault_name, cause, model_words(run / "best.pth", root))
-    for fault_name, (cause, line) in faults.FOREIGN_FAULTS.items():
+    for fault_name, (cause, line) in FOREIGN_FAULTS.items():
         if is_wanted(args, fault_name):
             path = folder / f"{fault_name.replace(' ', '_')}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(faults.WRAPPER.format(house=HOUSE, path=str(base.resolve()), line=line))
+            path.write_text(WRAPPER.format(house=REPO_ROOT, path=str(base.resolve()), line=line))
             yield Case(name, fault_name, cause, foreign_words(name, path, root))
 
 
 def training_cases(args, name, root, base):
     """Faults of training."""
-    for fault_name, (cause, extra, patch) in faults.TRAINING_FAULTS.items():
+    for fault_name, (cause, extra, patch) in TRAINING_FAULTS.items():
         if is_wanted(args, fault_name):
             extra = extra.replace("BASE", str(base))
             words = base_words(name, root, args, f"--model fpn_mobilenet_v2 {extra}")
@@ -192,7 +201,7 @@ def healthy_cases(args, name, root):
     if is_wanted(args, "healthy foreign"):
         base = train_run(folder / "late", base_words(name, root, args, HEALTHY["late"][0]))
         path = folder / "healthy_foreign.py"
-        path.write_text(faults.WRAPPER.format(house=HOUSE, path=str(base.resolve()), line=faults.HEALTHY_FOREIGN))
+        path.write_text(WRAPPER.format(house=REPO_ROOT, path=str(base.resolve()), line=HEALTHY_FOREIGN))
         yield Case(name, "healthy foreign", None, foreign_words(name, path, root))
 
 
@@ -267,11 +276,11 @@ def _values(findings):
 
 def main():
     """Run the panel."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add_panel_flags(parser)
     args = parser.parse_args()
     if not Path(args.streets).exists():
-        engine.open_dataset(diagnose.build_parser().parse_args(["--data-dir", args.streets]))
+        open_dataset(diagnose.build_parser().parse_args(["--data-dir", args.streets]))
     cases, start = [], time.perf_counter()
     for case in all_cases(args):
         run_case(case, Path(args.out) / case.set / "diagnoses")
@@ -289,4 +298,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -17,6 +17,8 @@ from PIL import Image
 import data
 import models
 import train
+from datasets.pairs import find_pairs
+from datasets.spec import VOID
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
@@ -29,7 +31,7 @@ def copy_set(spec, root, target, counts):
     """
     copied = {}
     for split, count in counts.items():
-        pairs = data.find_pairs(spec, root, split)
+        pairs = find_pairs(spec, root, split)
         chosen = [pairs[i * len(pairs) // count] for i in range(min(count, len(pairs)))]
         copied[split] = [tuple(_link(path, root, target) for path in pair) for pair in chosen]
     return copied
@@ -96,7 +98,7 @@ def shuffle_masks(copied, _spec, share):
 
 def shift_mask(mask, spec, pixels=8):
     """Eight pixels to the right; void where nothing was."""
-    void = next(value for value, train_id in spec.values.items() if train_id == data.VOID)
+    void = next(value for value, train_id in spec.values.items() if train_id == VOID)
     shifted = np.full_like(mask, void)
     shifted[:, pixels:] = mask[:, :-pixels]
     return shifted
@@ -241,7 +243,7 @@ import sys
 import torch
 
 sys.path.insert(0, {house!r})
-import checkpoint
+from engine import checkpoint
 
 
 class Wrapped(torch.nn.Module):

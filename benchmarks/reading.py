@@ -20,12 +20,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
 import data
-import data_audit
-import data_cache
-import data_specs
-import flags
 import metrics
+from datasets.audit import audit_split
+from datasets.driving import CAMVID
+from engine.cache import cache_split
+from engine.sampling import draw_tickets
 
 BATCH, HEIGHT, WIDTH = 8, 720, 1280
 GEOMETRIES = {"180x320": data.Geometry([180, 320]), "crop 360x360": data.Geometry([180, 320], crop=[360, 360])}
@@ -34,7 +36,7 @@ GEOMETRIES = {"180x320": data.Geometry([180, 320]), "crop 360x360": data.Geometr
 def write_pairs(root, count, camvid=None):
     """1280x720 PNG images and masks in CamVid's layout: its photos enlarged, or smooth texture; with sensor noise."""
     rng = np.random.RandomState(0)
-    photos = data.open_split(data_specs.CAMVID, camvid, "train") if camvid else None
+    photos = data.open_split(CAMVID, camvid, "train") if camvid else None
     for part in ("train", "trainannot"):
         (root / part).mkdir(parents=True)
     for i in range(count):
@@ -83,7 +85,7 @@ def plain_batches(split, geometry, batches, workers):
 def draw_batches(images, least=1200):
     """Batches of tickets for a pass over at least that many images, so that the workers' start weighs little."""
     order = torch.Generator().manual_seed(0)
-    return [batch for _ in range(-(-least // images)) for batch in data.draw_tickets(images, BATCH, order)]
+    return [batch for _ in range(-(-least // images)) for batch in draw_tickets(images, BATCH, order)]
 
 
 def time_pass(batches):
@@ -103,7 +105,7 @@ def compare(label, split, geometry, args, cache_dir):
     ways = {"plain": lambda: plain_batches(split, geometry, batches, args.workers)}
     for kind in args.caches:
         start = time.perf_counter()
-        cached = data_cache.cache_split(split, geometry, kind_at(kind, cache_dir), training=True)
+        cached = cache_split(split, geometry, kind_at(kind, cache_dir), training=True)
         if kind != "none":
             print(f"{label}: cache {kind} built in {time.perf_counter() - start:.1f} s", flush=True)
         ways[f"cache {kind}"] = lambda cached=cached: data.training_batches(cached, geometry, batches, args.workers)
@@ -127,7 +129,7 @@ def time_audit(split):
     """Print the audit's seconds with and without the images, and what 7,000 pairs would take at that rate."""
     for images in (False, True):
         start = time.perf_counter()
-        audit = data_audit.audit(split, metrics.GRID, images=images)
+        audit = audit_split(split, metrics.GRID, images=images)
         audited = time.perf_counter() - start
         metrics.fit_layout(audit.grids, split.spec.num_classes)
         seconds = time.perf_counter() - start
@@ -140,21 +142,21 @@ def time_audit(split):
 
 def main():
     """Write the pairs, run the comparisons."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--camvid", metavar="DIR", help="where CamVid lies; empty: without it")
-    parser.add_argument("--caches", type=flags.names, default=["none", "ram", "disk"], help="of none, ram, disk")
-    parser.add_argument("--rounds", type=flags.positive_int, default=5, help="passes of each, in turn")
-    parser.add_argument("--images", type=flags.positive_int, default=64, help="1280x720 pairs to write")
-    parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes of each")
-    parser.add_argument("--audit", type=flags.natural, default=0, help="pairs to audit; 0: off")
+    parser.add_argument("--caches", type=cli.names, default=["none", "ram", "disk"], help="of none, ram, disk")
+    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="passes of each, in turn")
+    parser.add_argument("--images", type=cli.positive_int, default=64, help="1280x720 pairs to write")
+    parser.add_argument("--workers", type=cli.natural, default=2, help="reading processes of each")
+    parser.add_argument("--audit", type=cli.natural, default=0, help="pairs to audit; 0: off")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_pairs(root / "large", max(args.images, args.audit), args.camvid)
-        large = data.open_split(data_specs.CAMVID, root / "large", "train")
-        sets = {"1280x720 PNG": data.open_split(data_specs.CAMVID, root / "large", "train", args.images)}
+        large = data.open_split(CAMVID, root / "large", "train")
+        sets = {"1280x720 PNG": data.open_split(CAMVID, root / "large", "train", args.images)}
         if args.camvid:
-            sets = {"CamVid": data.open_split(data_specs.CAMVID, args.camvid, "train"), **sets}
+            sets = {"CamVid": data.open_split(CAMVID, args.camvid, "train"), **sets}
         for name, split in sets.items() if args.caches else ():
             for size, geometry in GEOMETRIES.items():
                 compare(f"{name} -> {size}", split, geometry, args, root / "cache")
@@ -164,4 +166,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
 import data
-import data_audit
-import engine
-import flags
 import metrics
+from datasets.audit import audit_split
+from engine.devices import open_dataset
 
 SHADES = 24  # a colour is one of 24 x 24 x 24 bins
 
@@ -74,12 +75,12 @@ def colour_alone(train, test):
 
 def main():
     """Print the four figures."""
-    parser = flags.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--ckpt", metavar="FILE", help="a trained model; empty: train the default recipe now")
     args = parser.parse_args()
-    spec, root = engine.open_dataset(Namespace(dataset="streets", data_dir=None, label_space="own", anomaly_classes=""))
+    spec, root = open_dataset(Namespace(dataset="streets", data_dir=None, label_space="own", anomaly_classes=""))
     train, test = (data.open_split(spec, root, name) for name in ("train", "test"))
-    layout = metrics.fit_layout(data_audit.audit(train, metrics.GRID).grids, spec.num_classes)
+    layout = metrics.fit_layout(audit_split(train, metrics.GRID).grids, spec.num_classes)
     colour, exponent = colour_alone(train, test)
     if not args.ckpt:
         subprocess.run([sys.executable, "train.py", "@recipes/streets.args", "--run-dir", "runs/streets"], check=True)
@@ -97,4 +98,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

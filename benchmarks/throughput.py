@@ -23,14 +23,19 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
 import data
-import data_audit
-import data_specs
-import engine
-import flags
 import losses
 import metrics
 import models
+from datasets.audit import audit_split
+from datasets.driving import CAMVID
+from engine.devices import autocast_dtype, describe_device
+from engine.optim import Schedule, build_optimizer
+from engine.sampling import Sampling
+from engine.training import Training, train_one_epoch
+from networks.blocks import MEAN, STD, Normalise
 
 CLASSES, BATCH = 11, 8
 
@@ -62,7 +67,7 @@ class PlainDataset(Dataset):
                 v2.RandomAffine(0, scale=(0.75, 1.5), fill={tv_tensors.Mask: 255, "others": 0}),
                 v2.ColorJitter(0.3, 0.3, 0.3),
                 v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
-                v2.Normalize(data.MEAN, data.STD),
+                v2.Normalize(MEAN, STD),
             ]
         )
 
@@ -92,7 +97,7 @@ def plain_epoch(pairs, size, model, optimizer, workers):
 def our_epoch(training, criterion, split, geometry, workers):
     """One epoch of ours; returns images seen."""
     seen = 0
-    for result in engine.train_one_epoch(training, criterion, split, geometry, BATCH, workers, 10**9):
+    for result in train_one_epoch(training, criterion, split, geometry, BATCH, workers, 10**9):
         seen += result["images"]
     training.finish_epoch()
     return seen
@@ -101,17 +106,15 @@ def our_epoch(training, criterion, split, geometry, workers):
 def start_training(split, size, device):
     """Our training state as train.py makes it."""
     ours = models.build_model("mobilenetv2", CLASSES).to(memory_format=torch.channels_last)
-    audit = data_audit.audit(split, metrics.GRID)
-    return engine.Training(
+    audit = audit_split(split, metrics.GRID)
+    return Training(
         model=ours,
-        optimizer=engine.build_optimizer(
-            Namespace(optimizer="adamw", lr=1e-3, backbone_lr=None, weight_decay=0.01), ours
-        ),
-        schedule=engine.Schedule("constant", 1, 1),
-        sampling=data.Sampling("uniform", {}, audit, data.Geometry(size)),
+        optimizer=build_optimizer(Namespace(optimizer="adamw", lr=1e-3, backbone_lr=None, weight_decay=0.01), ours),
+        schedule=Schedule("constant", 1, 1),
+        sampling=Sampling("uniform", {}, audit, data.Geometry(size)),
         augment=data.Augment(data.parse_augment("flip=0.5,scale=0.75:1.5,colour=0.3")),
         device=device,
-        dtype=engine.autocast_dtype("auto", device),
+        dtype=autocast_dtype("auto", device),
         clip=0.0,
         seed=0,
     )
@@ -119,20 +122,20 @@ def start_training(split, size, device):
 
 def main():
     """Print images a second of both, round by round, and the median ratio."""
-    parser = flags.Parser(__doc__)
-    parser.add_argument("--rounds", type=flags.positive_int, default=3, help="epochs of each, in turn")
-    parser.add_argument("--images", type=flags.positive_int, default=160, help="images an epoch")
-    parser.add_argument("--workers", type=flags.natural, default=2, help="reading processes of each")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="epochs of each, in turn")
+    parser.add_argument("--images", type=cli.positive_int, default=160, help="images an epoch")
+    parser.add_argument("--workers", type=cli.natural, default=2, help="reading processes of each")
     args = parser.parse_args()
     size, device = [240, 240], torch.device("cpu")
     torch.manual_seed(0)
     plain = models.build_model("mobilenetv2", CLASSES)
     optimizer = torch.optim.AdamW(plain.parameters(), 1e-3)
-    criterion = losses.Criterion({"ce": [1.0]}, CLASSES, data.Normalise())
+    criterion = losses.Criterion({"ce": [1.0]}, CLASSES, Normalise())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_images(root, args.images)
-        split = data.open_split(data_specs.CAMVID, root, "train")
+        split = data.open_split(CAMVID, root, "train")
         training = start_training(split, size, device)
         ratios = []
         for number in range(args.rounds + 1):  # the first warms both up and is not counted
@@ -148,9 +151,9 @@ def main():
                 print(
                     f"ours {rates[0]:5.1f} images/s, plain recipe {rates[1]:5.1f}, ratio {ratios[-1]:.2f}", flush=True
                 )
-    print(f"median ratio {np.median(ratios):.2f}, {engine.describe_device(device)}, autocast {training.dtype}")
+    print(f"median ratio {np.median(ratios):.2f}, {describe_device(device)}, autocast {training.dtype}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(flags.run(main))
+    sys.exit(cli.run(main))

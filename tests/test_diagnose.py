@@ -6,19 +6,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder_set
 from PIL import Image
 
-import data_specs
+import cli
 import diagnose
-import flags
 import losses
-import probes
+from datasets.pairs import cut_of
+from probes.conditions import CONDITIONS
+from tests.conftest import write_folder_set
 
 
 def run(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["diagnose.py", *map(str, words)])
-    return flags.run(diagnose.main)
+    return cli.run(diagnose.main)
 
 
 def findings_of(out):
@@ -182,7 +182,7 @@ def test_a_probe_that_breaks_is_a_skip_that_shows_why_and_the_others_still_run(f
 
 def test_a_set_too_small_for_a_test_split_of_its_own_is_examined_without(tmp_path, monkeypatch):
     scenes = write_folder_set(tmp_path / "set", counts=(("train", 2), ("val", 2)))
-    names = [name for name in "abcdefghij" if data_specs.cut_of(name, ("test",)) == "train"]
+    names = [name for name in "abcdefghij" if cut_of(name, ("test",)) == "train"]
     for kind in ("images", "masks"):
         for file, name in zip(sorted((scenes / kind / "train").iterdir()), names[:2], strict=True):
             file.rename(file.with_stem(name))
@@ -208,7 +208,7 @@ def test_faulty_masks_are_the_root_cause_and_probes_that_need_sound_ones_say_so(
 
 def test_every_condition_can_be_asked_for():
     training = {name for name, probe in diagnose.PROBES.items() if probe.needs == "fresh"}
-    assert training == {"noise_test", *probes.CONDITIONS} - {"noise"}
+    assert training == {"noise_test", *CONDITIONS} - {"noise"}
 
 
 @pytest.mark.slow

@@ -7,14 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, write_folder_set
 from PIL import Image
 
+import cli
 import diagnose
 import evaluate
-import flags
 import predict
 import train
+from tests.conftest import TINY, write_folder_set
 
 
 def rewrite_all(root, split, change, ending=".png"):
@@ -82,7 +82,7 @@ DATA_FAULTS = [
 def run(script, words, monkeypatch, capsys):
     """Run a script's main in this process as its file would: (exit code, standard error)."""
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
-    code = flags.run(script.main)
+    code = cli.run(script.main)
     return code, capsys.readouterr().err
 
 

@@ -8,22 +8,25 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, run_script
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 from torchvision.transforms.functional import resize
 
-import checkpoint
+import cli
 import data
-import data_specs
-import engine
-import engine_evaluate
 import evaluate
-import flags
 import metrics
 import models
 import predict
+from datasets.driving import STREETHAZARDS
+from engine import evaluation
+from engine.checkpoint import load_checkpoint
+from engine.predictor import Predictor, apply_prediction_flags, feature_statistics, window_starts
+from engine.trained_run import load_predictor
+from networks.blocks import Normalise
+from networks.weights import load_weights
+from tests.conftest import ENVIRONMENT, ROOT, run_script
 
 KEYS = {
     "split", "images", "pixels", "miou", "miou_interval", "classes_averaged", "pixel_accuracy", "mean_accuracy",
@@ -94,7 +97,7 @@ def test_figures_agree_with_an_independent_count_from_predicts_masks(evaluated, 
 
 def test_anomaly_figures_are_there_where_the_split_has_anomalies(tmp_path, monkeypatch):
     """A miniature of the StreetHazards layout, a model whose anomaly scores are known."""
-    spec = data_specs.STREETHAZARDS
+    spec = STREETHAZARDS
     for part in spec.splits["test"]:
         (tmp_path / part / "t5").mkdir(parents=True)
     rng = np.random.RandomState(0)
@@ -109,11 +112,11 @@ def test_anomaly_figures_are_there_where_the_split_has_anomalies(tmp_path, monke
         def forward(self, images):
             return {"out": torch.cat([images[:, :1] * (c + 1) / 13 for c in range(13)], 1)}  # largest logit: red
 
-    same = data.Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    predictor = engine.Predictor(Known(), 13, data.Geometry([24, 32]), torch.device("cpu"), same)
+    same = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    predictor = Predictor(Known(), 13, data.Geometry([24, 32]), torch.device("cpu"), same)
     split = data.open_split(spec, tmp_path, "test")
     layout = np.zeros(metrics.GRID, np.uint8)
-    totals = engine.evaluate(predictor, split, layout_map=layout, scores=["maxlogit"])
+    totals = evaluation.evaluate(predictor, split, layout_map=layout, scores=["maxlogit"])
     about = {"classes": list(spec.classes), "dataset": spec.name, "geometry": vars(predictor.geometry)}
     content = {"data": about, "config": {}}
     result = evaluate.summarise(totals, split, spec, content, predictor)
@@ -132,7 +135,7 @@ def test_a_photo_is_turned_as_a_person_sees_it(trained, tmp_path):
     exif[0x0112] = 6
     photo = Image.fromarray(np.random.RandomState(0).randint(0, 256, (30, 50, 3)).astype(np.uint8))
     photo.save(tmp_path / "turned.jpg", exif=exif)
-    predictor, _ = engine.load_predictor(run / "best.pth", torch.device("cpu"))
+    predictor, _ = load_predictor(run / "best.pth", torch.device("cpu"))
     image, found = predict.segment(predictor, tmp_path / "turned.jpg")
     assert (image.width, image.height) == (30, 50)
     assert found.labels.shape == (50, 30)
@@ -141,7 +144,7 @@ def test_a_photo_is_turned_as_a_person_sees_it(trained, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Flips, scales, windows
 
-SAME = data.Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+SAME = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class Watched(torch.nn.Module):
@@ -161,7 +164,7 @@ class Watched(torch.nn.Module):
 def watched(kernel_size=5, **options):
     """A predictor with the network above, for images of any size."""
     geometry = data.Geometry([30, 41], crop=[16, 20])
-    return engine.Predictor(Watched(kernel_size), 4, geometry, torch.device("cpu"), SAME, **options)
+    return Predictor(Watched(kernel_size), 4, geometry, torch.device("cpu"), SAME, **options)
 
 
 @pytest.fixture
@@ -232,7 +235,7 @@ def test_a_window_gives_each_pixel_the_mean_over_the_windows_that_see_it(picture
 def test_windows_cover_a_side_and_overlap_by_a_third():
     for length in range(1, 120):
         for window in range(2, length + 1):
-            starts = engine_evaluate.window_starts(length, window)
+            starts = window_starts(length, window)
             assert starts[0] == 0
             assert starts[-1] == length - window
             steps = np.diff(starts)
@@ -246,17 +249,17 @@ def parsed(*words):
 
 @pytest.mark.parametrize("text", ["0", "a", "", "1,", "-1", "4.1", "0.05", "nan", "inf", "1;2", "0.75,0"])
 def test_wrong_scales_are_one_line(text):
-    with pytest.raises(flags.UserError, match="--scales: .* is not a list of factors from 0.1 to 4") as error:
+    with pytest.raises(cli.UserError, match="--scales: .* is not a list of factors from 0.1 to 4") as error:
         parsed(f"--scales={text}")
     assert "\n" not in str(error.value)
 
 
 def test_flags_reach_the_predictor():
     predictor = watched()
-    engine_evaluate.apply_prediction_flags(predictor, parsed())
+    apply_prediction_flags(predictor, parsed())
     assert (predictor.flip, predictor.scales, predictor.window) == (False, (1.0,), None)
     words = ["--tta", "flip", "--scales", "0.75,1,1.25", "--sliding-window"]
-    engine_evaluate.apply_prediction_flags(predictor, parsed(*words))
+    apply_prediction_flags(predictor, parsed(*words))
     assert (predictor.flip, predictor.scales, predictor.window) == (True, (0.75, 1.0, 1.25), [16, 20])
     same = predict.build_parser().parse_args(["--ckpt", "best.pth", "a.jpg", *words])
     assert (same.tta, same.scales, same.sliding_window) == ("flip", (0.75, 1.0, 1.25), True)
@@ -265,7 +268,7 @@ def test_flags_reach_the_predictor():
 def run(script, words, monkeypatch):
     """A script's main in this process; returns the exit code."""
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
-    return flags.run(script.main)
+    return cli.run(script.main)
 
 
 def test_a_sliding_window_needs_a_model_trained_on_crops(trained, monkeypatch, capsys):
@@ -314,10 +317,10 @@ class Staged(torch.nn.Module):
 
 
 def test_feature_figures_are_numpys_over_images_of_any_size():
-    predictor = engine.Predictor(Staged(), 3, data.Geometry([8, 8]), torch.device("cpu"), SAME)
+    predictor = Predictor(Staged(), 3, data.Geometry([8, 8]), torch.device("cpu"), SAME)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((12, 16, 3), (20, 10, 3))]
-    rows = engine_evaluate.feature_statistics(predictor, map(torch.from_numpy, images))
+    rows = feature_statistics(predictor, map(torch.from_numpy, images))
     assert [(row["stage"], row["shape"]) for row in rows] == [
         ("backbone 1", [3, 12, 16]),
         ("backbone 2", [12, 6, 8]),
@@ -336,10 +339,10 @@ def test_feature_figures_are_numpys_over_images_of_any_size():
 
 
 def test_features_that_are_not_finite_have_no_mean():
-    predictor = engine.Predictor(Staged(), 3, data.Geometry([8, 8]), torch.device("cpu"), SAME)
+    predictor = Predictor(Staged(), 3, data.Geometry([8, 8]), torch.device("cpu"), SAME)
     predictor.model.backbone_features = lambda images: [images / 0]
     predictor.model.pyramid_features = lambda images: []
-    (row,) = engine_evaluate.feature_statistics(predictor, [torch.full((4, 4, 3), 9, dtype=torch.uint8)])
+    (row,) = feature_statistics(predictor, [torch.full((4, 4, 3), 9, dtype=torch.uint8)])
     assert (row["mean"], row["std"], row["zeros"]) == (None, None, 0)
 
 
@@ -403,7 +406,7 @@ def test_weights_of_a_checkpoint_start_another_run(trained):
     run, _ = trained
     torch.manual_seed(1)
     other = models.build_model("mobilenetv2", 7)
-    lines = models.load_weights(other, run / "best.pth")
-    state = checkpoint.load_checkpoint(run / "best.pth")["state"]
+    lines = load_weights(other, run / "best.pth")
+    state = load_checkpoint(run / "best.pth")["state"]
     assert torch.equal(other.state_dict()["backbone.features.0.0.weight"], state["backbone.features.0.0.weight"])
     assert any("classifier.weight" in line for line in lines)

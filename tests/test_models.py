@@ -16,10 +16,11 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-import flags
+import cli
 import models
-import models_parts
-from flags import UserError
+from cli import UserError
+from networks.segmenter import Centres
+from networks.weights import load_weights
 
 LIGHT = ["fpn_mobilenet_v2", "mobilenetv2"]
 ALL = list(models.MODELS)
@@ -259,7 +260,7 @@ def test_layers_that_depend_on_the_classes_are_named(name):
 
 
 def test_flags_and_choices():
-    parser = flags.Parser("test")
+    parser = cli.Parser("test")
     models.add_model_flags(parser)
     args = parser.parse_args(["--model", "fpn_mobilenet_v2:channels=64"])
     assert models.parse_model(args.model) == ("fpn_mobilenet_v2", {**models.MODELS["fpn_mobilenet_v2"], "channels": 64})
@@ -301,7 +302,7 @@ def test_imagenet_mobilenet_files_load_into_the_backbone(name, kind, mobilenet, 
     path = save(content, tmp_path)
     model = build(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    report = models.load_weights(model, path)
+    report = load_weights(model, path)
     after = model.state_dict()
     parts = [key for key in model.backbone.state_dict() if kind != "without counters" or "num_batches" not in key]
     assert all(torch.equal(after[f"backbone.{key}"], mobilenet[key]) for key in parts)
@@ -319,7 +320,7 @@ def test_imagenet_resnet_file_loads_and_its_classifier_is_named(tmp_path):
     resnet = torchvision.models.resnet50(weights=None).state_dict()
     model = build("deeplabv3_resnet50")
     path = save(resnet, tmp_path)
-    report = models.load_weights(model, path)
+    report = load_weights(model, path)
     assert same(model.backbone.state_dict(), resnet)
     assert report[:2] == [
         f"loaded from {path}: backbone ({len(resnet) - 2} tensors)",
@@ -335,7 +336,7 @@ def test_torchvision_segmentation_checkpoint(name, classes_in_file, tmp_path):
         weights=None, weights_backbone=None, num_classes=classes_in_file, aux_loss=True
     ).state_dict()
     model = build(name)
-    report = models.load_weights(model, save(coco, tmp_path))
+    report = load_weights(model, save(coco, tmp_path))
     layers = {f"{head}.4.{part}" for head in ("classifier", "aux_classifier") for part in ("weight", "bias")}
     inside = "features." if "mobilenet" in name else ""  # torchvision keeps MobileNetV3's blocks right under backbone
     expected = {key.replace("backbone.", f"backbone.{inside}"): value for key, value in coco.items()}
@@ -347,10 +348,10 @@ def test_torchvision_segmentation_checkpoint(name, classes_in_file, tmp_path):
 
 def test_an_auxiliary_head_may_be_on_one_side_only(tmp_path):
     with_head, without = build("deeplabv3_resnet50"), build("deeplabv3_resnet50", aux=0.0)
-    report = models.load_weights(without, save(with_head.state_dict(), tmp_path))
+    report = load_weights(without, save(with_head.state_dict(), tmp_path))
     assert same(without.state_dict(), with_head.state_dict())
     assert report[1].startswith("left in file: aux_classifier.0.weight, ")
-    report = models.load_weights(with_head, save(without.state_dict(), tmp_path))
+    report = load_weights(with_head, save(without.state_dict(), tmp_path))
     assert report[1].startswith("new, random: aux_classifier (")
 
 
@@ -360,19 +361,19 @@ def test_own_checkpoints(name, tmp_path):
     nn.init.normal_(trained.classifier.weight)
     path = save({"format": "any", "model": {"name": name, "options": {}}, "state": trained.state_dict()}, tmp_path)
     model = models.build_model(name, 5)
-    report = models.load_weights(model, path)
+    report = load_weights(model, path)
     assert same(trained.state_dict(), model.state_dict())
     assert report[0].startswith(f"loaded from {path}: backbone (")
     assert len(report) == 1
     other = models.build_model(name, 6)
-    report = models.load_weights(other, path)
+    report = load_weights(other, path)
     assert same({k: v for k, v in trained.state_dict().items() if not k.startswith("classifier")}, other.state_dict())
     assert report[1:] == ["left in file: classifier.bias, classifier.weight", "new, random: classifier (2 tensors)"]
 
 
 def test_none_loads_nothing():
     model = build("mobilenetv2")
-    assert models.load_weights(model, "none") == ["new, random: the whole model (350 tensors)"]
+    assert load_weights(model, "none") == ["new, random: the whole model (350 tensors)"]
     assert same(build("mobilenetv2").state_dict(), model.state_dict())
 
 
@@ -380,7 +381,7 @@ def refusal(model, path):
     """The error line; the model must be as it was."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        models.load_weights(model, path)
+        load_weights(model, path)
     assert same(before, model.state_dict())
     assert "\n" not in str(caught.value)
     assert path in str(caught.value)
@@ -453,7 +454,7 @@ def test_imagenet_without_a_network_names_the_remedy(error, monkeypatch, tmp_pat
     for name in LIGHT:
         model = build(name)
         with pytest.raises(UserError, match="download https://.*--weights FILE") as caught:
-            models.load_weights(model, "imagenet")
+            load_weights(model, "imagenet")
         assert str(error) in str(caught.value)
         assert model.imagenet.url in str(caught.value)
 
@@ -465,7 +466,7 @@ def test_a_bad_file_in_the_download_cache_is_refused(monkeypatch, tmp_path):
     (folder / model.imagenet.url.rpartition("/")[2]).write_bytes(b"<html>not found</html>")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match="cannot get torchvision's weights"):
-        models.load_weights(model, "imagenet")
+        load_weights(model, "imagenet")
 
 
 def test_imagenet_from_the_download_cache(monkeypatch, mobilenet, tmp_path):
@@ -474,7 +475,7 @@ def test_imagenet_from_the_download_cache(monkeypatch, mobilenet, tmp_path):
     model = build("mobilenetv2")
     save(mobilenet, folder, model.imagenet.url.rpartition("/")[2])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    report = models.load_weights(model, "imagenet")
+    report = load_weights(model, "imagenet")
     assert report[0] == "loaded from MobileNet_V2_Weights.IMAGENET1K_V1: backbone (312 tensors)"
     assert same(model.backbone.state_dict(), mobilenet)
 
@@ -485,8 +486,8 @@ def test_supplied_mobilenet_weights_load_and_others_do_not():
     path = folder / "mobilenet_v2_imagenet_features.pth"
     if "HONESTSEG_DATA" not in os.environ or not path.is_file():
         pytest.skip("no weights folder beside HONESTSEG_DATA")
-    assert models.load_weights(build("mobilenetv2"), str(path))[0].endswith("backbone (312 tensors)")
-    assert models.load_weights(build("fpn_mobilenet_v2"), str(path))[0].endswith("backbone (306 tensors)")
+    assert load_weights(build("mobilenetv2"), str(path))[0].endswith("backbone (312 tensors)")
+    assert load_weights(build("fpn_mobilenet_v2"), str(path))[0].endswith("backbone (306 tensors)")
     assert "do not fit" in refusal(build("mobilenetv2"), str(folder / "squeezenet1_1_imagenet.pth"))
 
 
@@ -525,7 +526,7 @@ def test_all_but_head_trains_the_classifier_alone(name):
 def test_models_without_published_weights_say_so(tmp_path):
     for name, source in (("vit_tiny", "imagenet"), ("fpn_pvt_v2_b0", "imagenet"), ("fpn_mobilenet_v2", "coco")):
         with pytest.raises(UserError, match=f"torchvision has no {source} weights for {name}"):
-            models.load_weights(build(name), source)
+            load_weights(build(name), source)
 
 
 def test_the_first_n_parameters_are_the_first_layers():
@@ -584,7 +585,7 @@ def test_dropout_acts_in_training_and_rests_in_evaluation():
 
 
 def test_a_distance_head_gives_minus_squared_distances_to_its_centres():
-    head = models_parts.Centres(4, learnt=False)
+    head = Centres(4, learnt=False)
     embedding = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
     logits = head(embedding)
     vectors = embedding.permute(0, 2, 3, 1).reshape(-1, 4)
@@ -648,7 +649,7 @@ def test_a_trained_segmenters_file_starts_a_model_with_a_residual_head(tmp_path)
     plain = models.build_model("fpn_mobilenet_v2", 5)
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
     model = models.build_model("fpn_mobilenet_v2", 5, {"residual": True})
-    lines = models.load_weights(model, str(tmp_path / "plain.pth"))
+    lines = load_weights(model, str(tmp_path / "plain.pth"))
     assert "new, random: residual_head (4 tensors)" in lines
     assert torch.equal(model.eval()(torch.ones(1, 3, 32, 32))["out"], plain.eval()(torch.ones(1, 3, 32, 32))["out"])
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import data
-import engine
 import losses
 import models
 import train
+from engine.optim import Schedule, build_optimizer
+from engine.sampling import parse_sampling
+from networks.blocks import Normalise
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.args"))
@@ -25,11 +27,11 @@ def test_recipe(path):
         model = models.build_model(name, 34, options)
     assert args.weights == "none" or getattr(model, args.weights)
     models.freeze(model, args.freeze)
-    assert engine.build_optimizer(args, model)
-    engine.Schedule(args.schedule, 1000, 100, args.warmup).rate(args.lr, 500)
-    assert losses.Criterion(losses.parse_loss(args.loss), 34, data.Normalise(), label_smoothing=args.label_smoothing)
+    assert build_optimizer(args, model)
+    Schedule(args.schedule, 1000, 100, args.warmup).rate(args.lr, 500)
+    assert losses.Criterion(losses.parse_loss(args.loss), 34, Normalise(), label_smoothing=args.label_smoothing)
     data.parse_augment(args.augment)
-    data.parse_sampling(args.sampling, args.crop)
+    parse_sampling(args.sampling, args.crop)
     data.Geometry.from_args(args, 34)
 
 

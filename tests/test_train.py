@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, TINY, run_script, write_folder_set
 
-import checkpoint
-import train
+from engine.checkpoint import fingerprint, load_checkpoint, load_last, load_model, save_checkpoint
+from engine.run_directory import figures_of, spread_of
+from tests.conftest import ENVIRONMENT, ROOT, TINY, run_script, write_folder_set
 
 CLOCK = ("images_per_second",)  # the one thing in the log that no two runs share
 
@@ -23,7 +23,7 @@ def read_log(run):
 
 
 def same_weights(a, b):
-    one, two = (checkpoint.load_checkpoint(run / "last.pth") for run in (a, b))
+    one, two = (load_checkpoint(run / "last.pth") for run in (a, b))
     pairs = [(one["state"], two["state"]), (one["training"]["average"] or {}, two["training"]["average"] or {})]
     return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
 
@@ -32,7 +32,7 @@ def test_run_directory_and_checkpoint_hold_what_was_promised(trained):
     run, _ = trained
     names = {path.name for path in run.iterdir()}
     assert {"config.json", "log.jsonl", "samples.png", "best.pth", "last.pth", "last.previous.pth"} <= names
-    best = checkpoint.load_checkpoint(run / "best.pth")
+    best = load_checkpoint(run / "best.pth")
     assert best["data"]["classes"] == ["red", "green", "blue"]
     assert best["data"]["layout_map"].shape == (120, 160)
     assert best["data"]["layout_map"].dtype == torch.uint8
@@ -42,10 +42,7 @@ def test_run_directory_and_checkpoint_hold_what_was_promised(trained):
     assert best["data"]["alarms"]["sml"].keys() == {"0.01", "0.001"}
     assert best["config"]["lr"] == 0.001
     assert "training" not in best
-    assert (
-        best["initial"]["classifier"]["hash"]
-        != checkpoint.fingerprint(checkpoint.load_model(run / "best.pth")[0])["classifier"]["hash"]
-    )
+    assert best["initial"]["classifier"]["hash"] != fingerprint(load_model(run / "best.pth")[0])["classifier"]["hash"]
     lines = read_log(run)
     steps = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
@@ -88,9 +85,9 @@ REAL = (
 def test_a_flag_that_came_later_counts_as_its_default(trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
     for name in ("last.pth", "best.pth"):
-        content = checkpoint.load_checkpoint(run / name)
+        content = load_checkpoint(run / name)
         del content["config"]["label_space"]
-        checkpoint.save_checkpoint(run / name, content)
+        save_checkpoint(run / name, content)
     done = run_script("train.py", "--run-dir", run, "--resume", "--label-space", "own")
     assert done.returncode == 0, done.stderr
     done = run_script("train.py", "--run-dir", run, "--resume", "--label-space", "driving19")
@@ -149,7 +146,7 @@ def test_a_signal_writes_a_checkpoint_and_its_code_and_the_run_goes_on(uninterru
     code, errors = kill_at_step(run, start(run, "--data-dir", data, *REAL, "--save-every", "1000"), 14, number)
     assert code == 128 + number, errors
     assert "Traceback" not in errors
-    assert checkpoint.load_last(run)["progress"]["step"] >= 14
+    assert load_last(run)["progress"]["step"] >= 14
     done = run_script("train.py", "--run-dir", run, "--resume", "--save-every", "3")
     assert done.returncode == 0, done.stderr
     assert same_weights(run, whole)
@@ -184,7 +181,7 @@ def test_two_processes_train_and_agree(folder_set, tmp_path):
     lines = read_log(tmp_path / "run")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [1, 2, 3, 4]
-    states = checkpoint.load_checkpoint(tmp_path / "run" / "last.pth")["training"]["random"]
+    states = load_checkpoint(tmp_path / "run" / "last.pth")["training"]["random"]
     assert len(states) == 2
     assert not torch.equal(states[0]["varying"], states[1]["varying"])
 
@@ -198,16 +195,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder_set, 
     assert "error: loss is nan at step" in done.stderr
     assert done.stderr.count("Traceback") == 0
     if (tmp_path / "run" / "last.pth").exists():  # whatever was saved was finite
-        state = checkpoint.load_last(tmp_path / "run")["state"]
+        state = load_last(tmp_path / "run")["state"]
         assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
 def test_every_figure_of_a_line_goes_to_the_board_under_its_own_name():
     entry = {"kind": "train", "step": 7, "epoch": 1, "terms": {"ce": 0.5}, "lr": [0.1, 0.2], "gradient_norm": None}
     expected = {"train/epoch": 1, "train/terms/ce": 0.5, "train/lr/0": 0.1, "train/lr/1": 0.2}
-    assert dict(train.figures_of(entry)) == expected
+    assert dict(figures_of(entry)) == expected
 
 
 def test_the_spread_of_gradient_norms_leaves_out_a_step_that_overflowed():
-    assert train.spread_of([1.0, float("inf"), 3.0]) == {"mean": 2.0, "spread": 1.0}
-    assert train.spread_of([float("nan")]) == {"mean": None, "spread": None}
+    assert spread_of([1.0, float("inf"), 3.0]) == {"mean": 2.0, "spread": 1.0}
+    assert spread_of([float("nan")]) == {"mean": None, "spread": None}

@@ -1,0 +1,1 @@
+"""Scores of the unknown, their metrics, and training for it."""

@@ -1,0 +1,1 @@
+"""Download: where a data set comes from, HTTP, archives, and one rename at the end."""

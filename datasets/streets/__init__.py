@@ -1,0 +1,1 @@
+"""The embedded street scenes, rendered here."""

@@ -1,0 +1,1 @@
+"""What runs a model: device, training, sampling, cache, checkpoint, predictor, evaluation."""

@@ -1,0 +1,1 @@
+"""What the models are built from: blocks, backbones, pretrained weights, somebody else's model."""
