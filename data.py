@@ -1,6 +1,6 @@
 """Images and targets on their way to the network.
 
-The main process draws tickets (which image, which crop box); DataLoader workers obey them: read, decode the labels,
+The main process draws requests (which image, which crop box); DataLoader workers obey them: read, decode the labels,
 bring image and target to the canvas. They draw nothing, so any number of workers gives the same batches. Batches are
 uint8 and are augmented on the device by `Augment`, with one sampling grid for image and target.
 
@@ -126,7 +126,7 @@ class Geometry:
             return 0
         return sum(n for size, n in sizes.items() if self.largest_scale(*size) < self.wanted_scale(*size))
 
-    def form(self, training):
+    def cache_key(self, training):
         """What decides the pixels of an example before it is cut, as plain values: the same for crops of any size."""
         if self.crop is None:
             return {"training": training, "canvas": list(self.canvas)}
@@ -134,30 +134,30 @@ class Geometry:
 
     def resize(self, image):
         """A whole PIL image -> (h, w, 3) uint8 tensor at the network's size, antialiased."""
-        return torch.from_numpy(np.array(self.bring_image(image)))
+        return torch.from_numpy(np.array(self.resize_image(image)))
 
-    def bring(self, image, target):
+    def resize_to_network(self, image, target):
         """A whole PIL image and its target (H, W) uint8 to the network's size: PIL image, target (h, w) uint8."""
-        image = self.bring_image(image)
-        return image, self.bring_target(target, image)
+        image = self.resize_image(image)
+        return image, self.resize_target(target, image)
 
-    def bring_image(self, image):
+    def resize_image(self, image):
         """A whole PIL image to the network's size, antialiased."""
         size = self.network_size(image.height, image.width)
         return image if size == (image.height, image.width) else image.resize(size[::-1], Image.Resampling.BILINEAR)
 
-    def bring_target(self, target, image):
+    def resize_target(self, target, image):
         """A target (H, W) uint8 to the size of a PIL image, nearest."""
         if target.shape == (image.height, image.width):
             return target
         return np.asarray(Image.fromarray(target).resize(image.size, Image.Resampling.NEAREST))
 
-    def cut(self, image, target, ticket):
+    def cut(self, image, target, request):
         """Image and target as one training example: (h, w, 3) uint8 and (h, w) uint8 tensors of canvas or crop size."""
-        return to_tensors(self.cut_box(*self.bring(image, target), ticket))
+        return to_tensors(self.cut_box(*self.resize_to_network(image, target), request))
 
-    def cut_box(self, image, target, ticket):
-        """The ticket's box of what `bring` brought, as arrays: image (h, w, 3) uint8, target (h, w) uint8.
+    def cut_box(self, image, target, request):
+        """The request's box of a resized pair, as arrays: image (h, w, 3) uint8, target (h, w) uint8.
 
         image: a PIL image or (h, w, 3) uint8; of arrays, the box is a view where it lies inside them.
         """
@@ -165,8 +165,8 @@ class Geometry:
             return np.asarray(image), target
         height, width = target.shape
         rows, columns = self.crop
-        top = int(ticket.top * (max(height - rows, 0) + 1))
-        left = int(ticket.left * (max(width - columns, 0) + 1))
+        top = int(request.top * (max(height - rows, 0) + 1))
+        left = int(request.left * (max(width - columns, 0) + 1))
         bottom, right = min(top + rows, height), min(left + columns, width)
         target = target[top:bottom, left:right]
         if isinstance(image, Image.Image):  # only the box leaves PIL
@@ -273,44 +273,44 @@ def open_split(spec, root, split, limit=0):
 def read_sized(split, index, geometry):
     """A pair at the size that examples are cut from: PIL image, target (h, w) uint8.
 
-    The same as `geometry.bring(*split.read(index))`, but the image is resized while the processor's cache holds it.
+    As `geometry.resize_to_network(*split.read(index))`, but the image is resized while the processor's cache holds it.
     """
     if type(split).read is not Split.read:  # a split of another kind, which knows itself what it shows
-        return geometry.bring(*split.read(index))
+        return geometry.resize_to_network(*split.read(index))
     image_path, mask_path = split.pairs[index]
     image = read_image(image_path)
     shape = image.height, image.width
-    image, target = geometry.bring_image(image), read_target(mask_path, split.spec_of(index))
+    image, target = geometry.resize_image(image), read_target(mask_path, split.spec_of(index))
     if target.shape != shape:  # an EXIF orientation, or an error
-        return geometry.bring(*split.read(index))
-    return image, geometry.bring_target(target, image)
+        return geometry.resize_to_network(*split.read(index))
+    return image, geometry.resize_target(target, image)
 
 
 def cache_of(split, geometry, training):
     """The split's cache where it holds what these batches need, else None."""
     cache = split.cache
-    fits = cache and cache.form == geometry.form(training) and cache.pairs == split.pairs
+    fits = cache and cache.cache_key == geometry.cache_key(training) and cache.pairs == split.pairs
     return cache if fits and type(split).read is Split.read else None
 
 
 class TrainingPairs(Dataset):
-    """Ticket -> (image (h, w, 3) uint8, target (h, w) uint8), both at the canvas's or crop's size.
+    """SampleRequest -> (image (h, w, 3) uint8, target (h, w) uint8), both at the canvas's or crop's size.
 
-    outliers: what the ticket's pastes are taken from (`data_outliers`), None without.
+    outliers: what the request's pastes are taken from (`data_outliers`), None without.
     """
 
     def __init__(self, split, geometry, outliers=None):
         self.split, self.geometry, self.outliers = split, geometry, outliers
         self.cache = cache_of(split, geometry, training=True)
 
-    def cut(self, ticket):
-        """The ticket's example as arrays, views of the cache where there is one; without pastes."""
-        stored = self.cache.read(ticket.index) if self.cache else read_sized(self.split, ticket.index, self.geometry)
-        return self.geometry.cut_box(*stored, ticket)
+    def cut(self, request):
+        """The request's example as arrays, views of the cache where there is one; without pastes."""
+        stored = self.cache.read(request.index) if self.cache else read_sized(self.split, request.index, self.geometry)
+        return self.geometry.cut_box(*stored, request)
 
-    def __getitem__(self, ticket):
-        image, target = to_tensors(self.cut(ticket))
-        for paste in ticket.pastes:
+    def __getitem__(self, request):
+        image, target = to_tensors(self.cut(request))
+        for paste in request.pastes:
             self.outliers.paste(image, target, paste)
         return image, target
 
@@ -331,11 +331,11 @@ class EvaluationPairs(Dataset):
     def read(self, index):
         """What is read without a cache, and what a cache holds: image at the network's size, target at its own."""
         image, target = self.split.read(index)
-        return self.geometry.bring_image(image), target
+        return self.geometry.resize_image(image), target
 
 
 def training_batches(split, geometry, batches, workers=0, pin_memory=False, outliers=None):
-    """Read batches of tickets: yields images (N, h, w, 3) uint8, targets (N, h, w) uint8."""
+    """Read batches of requests: yields images (N, h, w, 3) uint8, targets (N, h, w) uint8."""
     pairs = TrainingPairs(split, geometry, outliers)
     if pairs.cache and not outliers:
         return _read_ahead(lambda batch: _stack_pairs(map(pairs.cut, batch)), batches, workers, pin_memory)

@@ -35,7 +35,7 @@ from datasets.catalogue import DATASETS, build_spec, parse_name, recognise
 from datasets.spec import by_condition
 from engine.devices import choose_device, open_dataset
 from engine.predictor import Predictor
-from engine.sampling import draw_tickets
+from engine.sampling import draw_requests
 from engine.trained_run import check_classes, layout_map_of, load_predictor, space_of, trained_on
 from networks.blocks import Normalise
 from networks.foreign import add_foreign_flags, build_preparation, load_foreign
@@ -91,7 +91,7 @@ def build_parser():
     return parser
 
 
-class Patient:
+class Subject:
     """What is examined: a data set, a model or none, and what probes share, each made once when first needed."""
 
     def __init__(self, args, names=()):
@@ -231,11 +231,11 @@ class Patient:
         if len(split) < 2:
             raise UserError("a single training image", remedy="batch norm needs at least 2")
         order = torch.Generator().manual_seed(self.args.seed)
-        tickets, outliers = draw_tickets(len(split), count, order)[0], self.outliers()
+        requests, outliers = draw_requests(len(split), count, order)[0], self.outliers()
         if outliers:
-            tickets = outliers.add_pastes(tickets, order)
+            requests = outliers.add_pastes(requests, order)
         pairs = data.TrainingPairs(split, geometry, outliers)
-        examples = [pairs[ticket] for ticket in tickets]
+        examples = [pairs[request] for request in requests]
         images, targets = (torch.stack(part).to(self.device) for part in zip(*examples, strict=True))
         return data.to_float(images), targets
 
@@ -269,7 +269,7 @@ class Probe(NamedTuple):
     group: str
     needs: str
     cost: float
-    run: object  # Patient -> [Finding]
+    run: object  # Subject -> [Finding]
 
 
 PROBES = {
@@ -353,60 +353,60 @@ def check_flags(args, given, names):
         raise UserError(f"--{name.replace('_', '-')} would change nothing", remedy=useless[name])
 
 
-def mask_values(patient):
+def mask_values(subject):
     """Do the masks hold class numbers, in the coding of their set?"""
-    if patient.spec.parts:
+    if subject.spec.parts:
         raise UserError("several sets, each with a coding of its own", remedy="examine one: --data --dataset NAME")
-    return files.mask_values(patient.audits, patient.surveys)
+    return files.mask_values(subject.audits, subject.surveys)
 
 
-def untrained(patient):
+def untrained(subject):
     """What never moved: against the checkpoint's starting fingerprint, or by the looks of a foreign model's weights."""
-    if patient.content:  # no image is needed, so faulty data are no hindrance
-        return trained_weights.untrained(patient.predictor, None, patient.content["initial"], patient.config)
-    return trained_weights.untrained(patient.predictor, patient.sample)
+    if subject.content:  # no image is needed, so faulty data are no hindrance
+        return trained_weights.untrained(subject.predictor, None, subject.content["initial"], subject.config)
+    return trained_weights.untrained(subject.predictor, subject.sample)
 
 
-def gradient_flow(patient):
+def gradient_flow(subject):
     """Does the loss reach every layer and the image?"""
-    return shortcut.gradient_flow(*patient.model_and_loss(), *patient.training_batch())
+    return shortcut.gradient_flow(*subject.model_and_loss(), *subject.training_batch())
 
 
-def layout_reliance(patient):
+def layout_reliance(subject):
     """How much of the score survives without the image."""
     return shortcut.layout_reliance(
-        patient.predictor,
-        patient.splits["val"],
-        patient.layout_map,
-        batch_size=patient.args.batch_size,
-        seed=patient.args.seed,
-        progress=patient.tell,
+        subject.predictor,
+        subject.splits["val"],
+        subject.layout_map,
+        batch_size=subject.args.batch_size,
+        seed=subject.args.seed,
+        progress=subject.tell,
     )
 
 
-def noise_test(patient):
+def noise_test(subject):
     """Train on noise."""
-    args, audits = patient.training_args, patient.clean_audits
-    finding = noise_test_probe(args, patient.splits, audits, patient.device, progress=patient.tell_step)
-    patient.rows.append(noise_row(finding))
+    args, audits = subject.training_args, subject.clean_audits
+    finding = noise_test_probe(args, subject.splits, audits, subject.device, progress=subject.tell_step)
+    subject.rows.append(noise_row(finding))
     return finding
 
 
-def train_under(patient, name):
+def train_under(subject, name):
     """Train under a condition; its finding comes at the end, when all are there to be compared (`judge_trainings`)."""
-    args, audits = patient.training_args, patient.clean_audits
-    patient.rows.append(run_condition(name, args, patient.splits, audits, patient.device, progress=patient.tell_step))
+    args, audits = subject.training_args, subject.clean_audits
+    subject.rows.append(run_condition(name, args, subject.splits, audits, subject.device, progress=subject.tell_step))
     return []
 
 
-def judge_trainings(patient):
+def judge_trainings(subject):
     """The findings on all trainings under conditions, judged beside each other."""
-    if all(row["condition"] == "noise" for row in patient.rows):
+    if all(row["condition"] == "noise" for row in subject.rows):
         return []
-    audits = patient.clean_audits
-    layout = metrics.fit_layout(audits["train"].grids, patient.spec.num_classes)
-    known = references(audits["train"], patient.splits["val"], layout)
-    found = judge_conditions(patient.rows, known)
+    audits = subject.clean_audits
+    layout = metrics.fit_layout(audits["train"].grids, subject.spec.num_classes)
+    known = references(audits["train"], subject.splits["val"], layout)
+    found = judge_conditions(subject.rows, known)
     return [finding for finding in found if finding.probe != "shortcut.noise"]  # the noise test has its own
 
 
@@ -427,11 +427,11 @@ def sizes_of(audits):
     }
 
 
-def run_probe(patient, name):
+def run_probe(subject, name):
     """One probe's findings; one that cannot run is a skip with its reason, so that the others still run."""
     start = time.perf_counter()
     try:
-        found = PROBES[name].run(patient)
+        found = PROBES[name].run(subject)
     except UserError as error:
         found = [Finding(f"{PROBES[name].group}.{name}", "skip", str(error))]
     except FloatingPointError as error:
@@ -449,7 +449,7 @@ def run_probe(patient, name):
     return found
 
 
-def run_probes(patient, names):
+def run_probes(subject, names):
     """All findings, with one line of progress over all of them.
 
     Data found faulty on the way is a finding of its own, whichever probe came upon it.
@@ -462,15 +462,15 @@ def run_probes(patient, names):
         def tell(done, of, before=before, cost=cost, name=name):
             progress.update(round(100 * (before + cost * done / max(of, 1)) / total), probe=name)
 
-        patient.tell = tell
+        subject.tell = tell
         tell(0, 1)
-        findings += run_probe(patient, name)
+        findings += run_probe(subject, name)
         before += cost
     progress.update(100)
     progress.close()
-    findings += judge_trainings(patient)
-    if "audits" in vars(patient) and "files" not in names:
-        findings += [found for found in [audit_files(patient.audits)] if found.verdict == "fail"]
+    findings += judge_trainings(subject)
+    if "audits" in vars(subject) and "files" not in names:
+        findings += [found for found in [audit_files(subject.audits)] if found.verdict == "fail"]
     return findings
 
 
@@ -484,16 +484,16 @@ def find_set(text):
     return folder, build_spec(name, folder)
 
 
-def open_others(patient):
+def open_others(subject):
     """--cross-dataset's sets, opened and found sound: {name: (Split to measure on, training grids)}, the checkpoint's
     own first."""
-    own = patient.splits["val"]
-    sets = {f"{patient.spec.name}, its own": (own, patient.clean_audits["train"].grids)}
-    for text in cli.names(patient.args.cross_dataset):
+    own = subject.splits["val"]
+    sets = {f"{subject.spec.name}, its own": (own, subject.clean_audits["train"].grids)}
+    for text in cli.names(subject.args.cross_dataset):
         folder, spec = find_set(text)
-        if not own.parts and (spec.name, folder.resolve()) == (patient.spec.name, own.root.resolve()):
+        if not own.parts and (spec.name, folder.resolve()) == (subject.spec.name, own.root.resolve()):
             continue
-        splits = {name: data.open_split(spec, folder, name, patient.args.limit) for name in ("train", "val")}
+        splits = {name: data.open_split(spec, folder, name, subject.args.limit) for name in ("train", "val")}
         audits = {name: audit_split(split, metrics.GRID) for name, split in splits.items()}
         require_clean(audits.values())
         sets[text] = (splits["val"], audits["train"].grids)
@@ -502,14 +502,14 @@ def open_others(patient):
     return sets
 
 
-def cross(patient, sets):
+def cross(subject, sets):
     """The findings of --cross-dataset."""
     progress = cli.Progress(100, "cross-dataset", "%")
     found = cross_dataset(
-        patient.predictor,
-        patient.spec.classes,
+        subject.predictor,
+        subject.spec.classes,
         sets,
-        space=space_of(patient.content),
+        space=space_of(subject.content),
         progress=lambda done, of: progress.update(round(100 * done / of)),
     )
     progress.close()
@@ -523,15 +523,15 @@ def diagnose(words=None):
     names = choose_probes(args)
     check_flags(args, parser.given, names)
     out = Path(args.out or (Path(args.ckpt).parent if args.ckpt else Path("runs") / "diagnose"))
-    patient = Patient(args, names)
+    subject = Subject(args, names)
     out.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of work
     if args.json and Path(args.json).is_dir():
         raise UserError("this is a folder", args.json, "give --json a file's name")
-    others = open_others(patient) if args.cross_dataset else {}  # a wrong name costs no finding
-    findings = run_probes(patient, names)
+    others = open_others(subject) if args.cross_dataset else {}  # a wrong name costs no finding
+    findings = run_probes(subject, names)
     if others:
-        findings += cross(patient, others)
-    drawn = save_exhibits(out, findings, patient.spec.classes, patient.palette)
+        findings += cross(subject, others)
+    drawn = save_exhibits(out, findings, subject.spec.classes, subject.palette)
     for finding, pictures in zip(findings, drawn, strict=True):
         if pictures:
             finding.evidence["pictures"] = pictures
@@ -540,7 +540,7 @@ def diagnose(words=None):
     for finding in findings:
         if weights := finding.evidence.get("recommended_weights"):
             write_json(out / "class_weights.json", weights)
-    write_diagnosis_page(out / "diagnosis.html", patient.title, diagnosis, out)
+    write_diagnosis_page(out / "diagnosis.html", subject.title, diagnosis, out)
     return diagnosis
 
 

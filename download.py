@@ -21,7 +21,7 @@ import cli
 from cli import UserError, nearest
 from datasets.catalogue import DATASETS
 from datasets.fetch.install import count_pairs, is_free, resolve
-from datasets.fetch.obtain import counts, land, obtain, plan, require_all
+from datasets.fetch.obtain import counts, install, obtain, plan, require_all
 from datasets.fetch.sources import SOURCES
 from datasets.streets.render import COUNTS, write_streets
 
@@ -69,7 +69,7 @@ def render(root, named):
         folder = _write_streets(work / "unpacked" / "streets")
         return folder, count_pairs("streets", folder)
 
-    return land("streets", root, make)
+    return install("streets", root, make)
 
 
 def _write_streets(folder):

@@ -27,7 +27,7 @@ from datasets.catalogue import IN_FOLDERS, parse_name
 from datasets.label_spaces import declared_classes, declared_names, parse_sets, run_name
 from engine import summary
 from engine.devices import choose_device, open_dataset
-from engine.evaluation import evaluate_sets, together
+from engine.evaluation import evaluate_sets, merge_counts
 from engine.predictor import add_prediction_flags, apply_prediction_flags, feature_statistics, predict_image
 from engine.safe_miou import safe_miou
 from engine.summary import add_anomaly_flags, add_components, choose_scores, thresholds
@@ -144,7 +144,7 @@ def own_layouts(split, content, limit):
     return maps
 
 
-def travelled(split, content):
+def comparable_sets(split, content):
     """The other sets that have classes and a training split, as diagnose's --cross-dataset takes them."""
     return ",".join(
         f"{part.spec.name}:{part.root.as_posix()}"
@@ -235,7 +235,7 @@ def summarise(totals, split, spec, content, predictor):
 def summarise_sets(parts, split, content, predictor):
     """The JSON of one or several sets: of several all together, and below "sets" each by itself."""
     specs = {label: part.spec for label, part, _ in split.ranges()}
-    whole = together(list(parts.values()))
+    whole = merge_counts(list(parts.values()))
     if whole.own_floor.any():  # beside sets with a layout of their own, those whose own is the training set's
         whole.own_floor += sum(one.floor for one in parts.values() if not one.own_floor.any())
     result = summarise(whole, split, split.spec, content, predictor)
@@ -381,7 +381,7 @@ def shown(value):
 
 
 def compute(args, predictor, content, split, scores):
-    """{set: Totals} of the split, with a line of progress."""
+    """{set: EvaluationCounts} of the split, with a line of progress."""
     progress = cli.Progress(len(split), f"evaluate {split.name}", "images")
     own_maps = own_layouts(split, content, args.limit)
     done = itertools.count(1)
@@ -430,7 +430,7 @@ def main():
     out = Path(args.out or (own / run_name(args.dataset) if is_other_set(args, content) else own))
     write_json(args.json or out / "evaluation.json", result)
     print_summary(result, split)
-    if is_other_set(args, content) and (others := travelled(split, content)):
+    if is_other_set(args, content) and (others := comparable_sets(split, content)):
         print(f"what does not travel, and why: python diagnose.py --ckpt {args.ckpt} --cross-dataset {others}")
     palette = [tuple(colour) for colour in content["data"]["palette"]]
     chosen = choose_panels(totals, args.panels)

@@ -32,14 +32,14 @@ from engine.cache import add_cache_flags, cache_split
 from engine.checkpoint import fingerprint, load_last, load_state, save_checkpoint
 from engine.devices import (
     add_run_flags,
+    all_gather,
     autocast_dtype,
     choose_device,
     describe_device,
-    gather,
     open_dataset,
     start_processes,
 )
-from engine.evaluation import alarm_thresholds, collect_statistics, count_known, evaluate_sets, together
+from engine.evaluation import alarm_thresholds, collect_statistics, count_known, evaluate_sets, merge_counts
 from engine.optim import Schedule, add_optim_flags, build_optimizer
 from engine.predictor import Predictor
 from engine.run_directory import Interrupted, Log, StopSignal
@@ -162,7 +162,7 @@ def cache_splits(args, splits, geometry):
             args.cache,
             training=name == "train",
             progress=progress.update,
-            meet=lambda: gather(None),
+            barrier=lambda: all_gather(None),
         )
         if progress.done:
             progress.close()
@@ -172,13 +172,13 @@ def cache_splits(args, splits, geometry):
 def write_samples(path, split, sampling, geometry, augment, spec, palette, count=8):
     """A picture of training examples exactly as the network gets them, masks beside them."""
     generator = torch.Generator().manual_seed(0)
-    tickets = sampling.draw(generator, count)[0]
+    requests = sampling.draw(generator, count)[0]
     pairs = data.TrainingPairs(split, geometry, sampling.outliers)
-    raw = [pairs[ticket] for ticket in tickets]
+    raw = [pairs[request] for request in requests]
     images, targets = (torch.stack(part) for part in zip(*raw, strict=True))
     images, targets = augment(images, targets, generator)
     images = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-    names = [split.file(ticket.index) for ticket in tickets]
+    names = [split.file(request.index) for request in requests]
     examples = list(zip(images.numpy(), targets.numpy(), names, strict=True))
     save_picture(contact_sheet(examples, spec.classes, palette), path)
 
@@ -244,9 +244,9 @@ def validate(training, predictor, split, args, layout, stop):
         indices=indices,
         observe=lambda *_: stop.check(training.processes, step=1),  # alone only: others are at other images
     )
-    processes = gather(sets)
+    processes = all_gather(sets)
     sets = {name: merge_all([part[name] for part in processes]) for name in sets}
-    totals = together(list(sets.values()))
+    totals = merge_counts(list(sets.values()))
     scores = totals.scores()
     return {
         "kind": "validation",
@@ -338,7 +338,7 @@ def fit(run, training, criterion, predictor, splits, geometry, layout, total_ste
     except Interrupted:
         run.save(training)
         print(f"stopped at step {training.step} of {total_steps}; go on with --run-dir {run.path} --resume")
-        return 128 + max(gather(stop.number))
+        return 128 + max(all_gather(stop.number))
     finally:
         progress.close()
         run.log.close()
@@ -362,7 +362,7 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
     try:
         statistics = collect_statistics(predictor, splits["train"], indices=images["train"], observe=observe, **options)
         stop.check(processes)  # together: others may have been told to stop
-        states = gather(statistics.state())
+        states = all_gather(statistics.state())
         parts = [ScoreStatistics.from_state(predictor.num_classes, state) for state in states]
         statistics = merge_all(parts).finish()
         predictor.statistics.update(statistics)
@@ -378,7 +378,7 @@ def add_score_statistics(run, splits, args, device, rank, processes, stop):
         stop.check(processes)
     finally:
         progress.close()
-    parts = gather(histograms)
+    parts = all_gather(histograms)
     histograms = {name: merge_all([part[name] for part in parts]) for name in histograms}
     if run.main:
         content["data"] |= {"statistics": statistics, "alarms": alarm_thresholds(histograms)}
@@ -453,7 +453,7 @@ def main():
             add_score_statistics(run, splits, args, device, rank, processes, stop)
         except Interrupted:
             print(f"stopped before the score statistics; go on with --run-dir {run.path} --resume")
-            return 128 + max(gather(stop.number))
+            return 128 + max(all_gather(stop.number))
     if rank == 0 and not code:
         print_result(run)
     return code

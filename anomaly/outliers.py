@@ -1,7 +1,7 @@
 """Objects of unknown kinds, pasted into training images: how a model learns what it does not know.
 
 `--outliers DIR` takes the objects from another set, image and mask, `--outliers noise-shapes` makes them up. Which
-object, its size, place and look are drawn in the main process, as part of a ticket; workers only paste. Pasted pixels
+object, its size, place and look are drawn in the main process, as part of a request; workers only paste. Pasted pixels
 get the train id C, as anomalies have; every known-class loss skips them, the outlier terms of `--loss` read them.
 """
 
@@ -196,13 +196,13 @@ class Outliers:
     def __init__(self, objects, split, train_id, options):
         self.objects, self.split, self.train_id, self.options = objects, split, train_id, options
 
-    def add_pastes(self, tickets, order):
-        """The tickets, a share of them with pastes; all drawn from the generator `order`."""
+    def add_pastes(self, requests, order):
+        """The requests, a share of them with pastes; all drawn from the generator `order`."""
         chance, most = self.options["chance"], self.options["number"]
         low, high = np.log((self.options["size"] * 2)[:2])
-        draws = torch.rand(len(tickets), 2 + 6 * most, generator=order, dtype=torch.float64)
+        draws = torch.rand(len(requests), 2 + 6 * most, generator=order, dtype=torch.float64)
         result = []
-        for ticket, (hit, many, *rest) in zip(tickets, draws.tolist(), strict=True):
+        for request, (hit, many, *rest) in zip(requests, draws.tolist(), strict=True):
             count = 1 + int(many * most) if hit < chance else 0
             pastes = []
             for start in range(0, 6 * count, 6):
@@ -210,7 +210,7 @@ class Outliers:
                 source = int(which * (len(self.objects) or 2**31))
                 size = float(np.exp(low + size * (high - low)))
                 pastes.append(Paste(source, size, row, column, flip < 0.5, match * self.options["match"]))
-            result.append(ticket._replace(pastes=tuple(pastes)))
+            result.append(request._replace(pastes=tuple(pastes)))
         return result
 
     def paste(self, image, target, paste):

@@ -27,7 +27,7 @@ import metrics
 from datasets.audit import audit_split
 from datasets.driving import CAMVID
 from engine.cache import cache_split
-from engine.sampling import draw_tickets
+from engine.sampling import draw_requests
 
 BATCH, HEIGHT, WIDTH = 8, 720, 1280
 GEOMETRIES = {"180x320": data.Geometry([180, 320]), "crop 360x360": data.Geometry([180, 320], crop=[360, 360])}
@@ -64,15 +64,15 @@ class PlainPairs(Dataset):
     def __init__(self, pairs, geometry):
         self.pairs, self.geometry = pairs, geometry
 
-    def __getitem__(self, ticket):
-        image, mask = (Image.open(path) for path in self.pairs[ticket.index])
+    def __getitem__(self, request):
+        image, mask = (Image.open(path) for path in self.pairs[request.index])
         image = image.convert("RGB")
         if self.geometry.crop is None:
             size = self.geometry.canvas[::-1]
             image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
         else:
             rows, columns = self.geometry.crop
-            left, top = int(ticket.left * (image.width - columns + 1)), int(ticket.top * (image.height - rows + 1))
+            left, top = int(request.left * (image.width - columns + 1)), int(request.top * (image.height - rows + 1))
             image, mask = (part.crop((left, top, left + columns, top + rows)) for part in (image, mask))
         return torch.from_numpy(np.array(image)), torch.from_numpy(np.array(mask))
 
@@ -83,9 +83,9 @@ def plain_batches(split, geometry, batches, workers):
 
 
 def draw_batches(images, least=1200):
-    """Batches of tickets for a pass over at least that many images, so that the workers' start weighs little."""
+    """Batches of requests for a pass over at least that many images, so that the workers' start weighs little."""
     order = torch.Generator().manual_seed(0)
-    return [batch for _ in range(-(-least // images)) for batch in draw_tickets(images, BATCH, order)]
+    return [batch for _ in range(-(-least // images)) for batch in draw_requests(images, BATCH, order)]
 
 
 def time_pass(batches):

@@ -61,12 +61,12 @@ def cache_kind(text):
     return text
 
 
-def cache_split(split, geometry, kind, *, training, progress=None, meet=None):
+def cache_split(split, geometry, kind, *, training, progress=None, barrier=None):
     """The split with its examples decoded: opened where they lie, else built.
 
     kind: `cache_kind`'s, 'none' gives the split as it is. training: at the size that training's crops are cut from;
-    else as evaluation reads them. progress: called with the examples built. meet: called once this process has opened
-    the cache, returns when all of the run's processes have: only then a cache in memory gives up its name.
+    else as evaluation reads them. progress: called with the examples built. barrier: called once this process has
+    opened the cache, returns when all of the run's processes have: only then a cache in memory gives up its name.
     Raises UserError for files that cannot be read, and where there is no space for them.
     """
     if kind == "none":
@@ -74,31 +74,31 @@ def cache_split(split, geometry, kind, *, training, progress=None, meet=None):
     if type(split).read is not Split.read:
         raise ValueError(f"a {type(split).__name__} reads in its own way, which no key describes")
     folder = _folder_of(kind)
-    form = geometry.form(training)
-    key = content_key(split, form)
+    cache_key = geometry.cache_key(training)
+    key = content_key(split, cache_key)
     path = folder / f"{split.name}-{key[:32]}.cache"
     descriptor = _open_whole(path, key)
     if descriptor is None:
         with _locked(folder, kind):
             descriptor = _open_whole(path, key, why=True)
             if descriptor is None:
-                descriptor = _build(split, geometry, form, path, key, progress)
+                descriptor = _build(split, geometry, cache_key, path, key, progress)
     if kind == "ram":
-        if meet:
-            meet()
+        if barrier:
+            barrier()
         path.unlink(missing_ok=True)  # the memory is free again when the last process that maps it ends
-    return replace(split, cache=Cache(descriptor, form, split.pairs))
+    return replace(split, cache=Cache(descriptor, cache_key, split.pairs))
 
 
 class Cache:
     """The examples of one split, mapped into memory.
 
-    descriptor: of the open file; form: `Geometry.form` of what it holds; pairs: the split's, of the same order.
+    descriptor: of the open file; cache_key: `Geometry.cache_key` of what it holds; pairs: the split's, in its order.
     A copy sent to another process maps the same memory.
     """
 
-    def __init__(self, descriptor, form, pairs):
-        self.descriptor, self.form, self.pairs = descriptor, form, pairs
+    def __init__(self, descriptor, cache_key, pairs):
+        self.descriptor, self.cache_key, self.pairs = descriptor, cache_key, pairs
         self.memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
         self.index = _index_of(self.memory, len(pairs)).tolist()
 
@@ -106,7 +106,7 @@ class Cache:
         return len(self.pairs)
 
     def __reduce__(self):
-        return _reopen, (DupFd(self.descriptor), self.form, self.pairs)
+        return _reopen, (DupFd(self.descriptor), self.cache_key, self.pairs)
 
     def __del__(self):
         os.close(self.descriptor)
@@ -119,8 +119,8 @@ class Cache:
         return image, np.frombuffer(self.memory, np.uint8, rows * columns, middle).reshape(rows, columns)
 
 
-def _reopen(descriptor, form, pairs):
-    return Cache(descriptor.detach(), form, pairs)
+def _reopen(descriptor, cache_key, pairs):
+    return Cache(descriptor.detach(), cache_key, pairs)
 
 
 def _index_of(memory, count):
@@ -132,11 +132,11 @@ def _index_of(memory, count):
 # The key
 
 
-def content_key(split, form):
+def content_key(split, cache_key):
     """Hexadecimal digest of everything that the pixels of a split's examples follow from."""
     specs = [split.spec_of(index) for index in range(len(split))]
     codings = {id(spec): repr((sorted(spec.values.items()), sorted(spec.colours.items()))) for spec in specs}
-    digest = hashlib.blake2b(json.dumps([FORMAT, PIL.__version__, form], sort_keys=True).encode(), digest_size=32)
+    digest = hashlib.blake2b(json.dumps([FORMAT, PIL.__version__, cache_key], sort_keys=True).encode(), digest_size=32)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for spec, files in zip(specs, pool.map(_digest_pair, split.pairs), strict=True):
             digest.update(files + hashlib.blake2b(codings[id(spec)].encode(), digest_size=32).digest())
@@ -261,16 +261,16 @@ def _sweep(folder, kind):
             os.close(descriptor)
 
 
-def _build(split, geometry, form, path, key, progress):
+def _build(split, geometry, cache_key, path, key, progress):
     """Decode a split into a new cache file; returns its descriptor."""
     path.unlink(missing_ok=True)  # a damaged one
-    index, size = _plan(split, geometry, form["training"])
+    index, size = _plan(split, geometry, cache_key["training"])
     _require_space(path.parent, size)
     part = path.with_name(f".{path.name}.part")
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _write_examples(descriptor, index, _reader(split, geometry, form["training"]), progress)
+        _write_examples(descriptor, index, _reader(split, geometry, cache_key["training"]), progress)
         _write_front(descriptor, index, size, key)
         os.fsync(descriptor)
         os.replace(part, path)

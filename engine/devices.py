@@ -91,7 +91,7 @@ def start_processes(device, one_size=True):
     return dist.get_rank(), dist.get_world_size()
 
 
-def gather(value):
+def all_gather(value):
     """A list of every process's value (dicts, numbers, CPU tensors); [value] alone."""
     if not dist.is_initialized():
         return [value]
@@ -107,11 +107,11 @@ def open_dataset(args, space=None):
             if local_rank() == 0:
                 print(f"rendering the embedded scenes into {root}")
                 write_streets(root)
-            gather(None)  # wait for it
+            all_gather(None)  # wait for it
     return data.open_dataset(args, space)
 
 
-def share_out(value, processes):
+def all_reduce_mean(value, processes):
     """The mean over processes of a scalar tensor."""
     if processes > 1:
         value = value.clone()

@@ -15,7 +15,7 @@ from engine.predictor import FEATURE_MAPS, predict, strips
 
 
 @dataclass
-class Totals:
+class EvaluationCounts:
     """Counts over a set of images; `merge` of the parts equals the whole. `images`: index -> (3, C) counts of one.
 
     classes: the ids that the set labels, None for all; others have no IoU, to answer one is no more than an error.
@@ -177,7 +177,7 @@ def evaluate(
     called after each image. options: `predictions`' batch_size, workers, indices, change.
     """
     spec = spec or split.spec
-    totals = Totals(predictor.num_classes, classes=declared_classes(spec), alarms=alarms or {})
+    totals = EvaluationCounts(predictor.num_classes, classes=declared_classes(spec), alarms=alarms or {})
     table = answer_table(spec)
     if table is not None and layout_map is not None:
         layout_map = table[layout_map]  # what holds for the model's answers holds for the floor's
@@ -193,7 +193,7 @@ def evaluate(
 
 
 def evaluate_sets(predictor, split, *, indices=None, own_maps=None, scores=None, **options):
-    """`evaluate` each set of a split: {its name in figures: Totals}, images counted by their place in the whole split.
+    """`evaluate` each set of a split: {its name in figures: EvaluationCounts}, images by place in the whole split.
 
     indices: the images to take, None for all. own_maps: {name: its own layout map}. scores: as `evaluate`, but none
     where a set has no anomaly.
@@ -213,9 +213,9 @@ def evaluate_sets(predictor, split, *, indices=None, own_maps=None, scores=None,
     }
 
 
-def together(parts):
-    """The Totals of several sets as one."""
-    whole = Totals(parts[0].num_classes, alarms=parts[0].alarms)
+def merge_counts(parts):
+    """The EvaluationCounts of several sets as one."""
+    whole = EvaluationCounts(parts[0].num_classes, alarms=parts[0].alarms)
     for part in parts:
         whole.merge(part)
     return whole

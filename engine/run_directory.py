@@ -8,7 +8,7 @@ import statistics
 import time
 
 import cli
-from engine.devices import gather
+from engine.devices import all_gather
 
 
 class Interrupted(Exception):
@@ -30,7 +30,7 @@ class StopSignal:
 
     def check(self, processes=1, step=0):
         """Raise Interrupted when a signal has come; several processes agree on that at every tenth step."""
-        if self.number if processes == 1 else step % 10 == 0 and any(gather(self.number)):
+        if self.number if processes == 1 else step % 10 == 0 and any(all_gather(self.number)):
             raise Interrupted
 
 

@@ -1,6 +1,6 @@
 """Which images an epoch shows, and where their crops lie.
 
-Drawn as tickets in the main process from the generator given, so that the same generator state gives the same epoch.
+Drawn as requests in the main process from the generator given, so that the same generator state gives the same epoch.
 What is rare comes from the audit of the training split.
 """
 
@@ -17,7 +17,7 @@ SAMPLING = {"uniform": {}, "balanced": {}, "rare-crops": {"share": 0.5}}
 LEAST_SHARE = 1e-4  # of an image's labelled pixels: an image with less of a class is not drawn for it
 
 
-class Ticket(NamedTuple):
+class SampleRequest(NamedTuple):
     """What a worker is to read: an image's index, where the crop box lies (0 … 1 of the room there is), and what to
     paste into it (`data_outliers.Paste`), in order."""
 
@@ -27,24 +27,24 @@ class Ticket(NamedTuple):
     pastes: tuple = ()
 
 
-def draw_tickets(images, batch_size, order):
-    """One epoch's batches of tickets: every image once, in an order drawn from the generator `order`.
+def draw_requests(images, batch_size, order):
+    """One epoch's batches of requests: every image once, in an order drawn from the generator `order`.
 
     A last batch of a single image, which batch norm refuses, joins the batch before it.
     """
-    return batch_tickets(uniform_tickets(images, order), batch_size)
+    return batch_requests(uniform_requests(images, order), batch_size)
 
 
-def uniform_tickets(images, order):
-    """One ticket an image, shuffled, with a crop box anywhere; all drawn from the generator `order`."""
+def uniform_requests(images, order):
+    """One request an image, shuffled, with a crop box anywhere; all drawn from the generator `order`."""
     indices = torch.randperm(images, generator=order).tolist()
     places = torch.rand(images, 2, generator=order).tolist()
-    return [Ticket(i, *places[i]) for i in indices]
+    return [SampleRequest(i, *places[i]) for i in indices]
 
 
-def batch_tickets(tickets, batch_size):
-    """An epoch's tickets as batches; a last batch of one joins the batch before it."""
-    batches = [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
+def batch_requests(requests, batch_size):
+    """An epoch's requests as batches; a last batch of one joins the batch before it."""
+    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
@@ -71,15 +71,15 @@ def parse_sampling(text, crop):
 
 
 class Sampling:
-    """The draw of an epoch's tickets, always as many as the split has images.
+    """The draw of an epoch's requests, always as many as the split has images.
 
-    uniform: every image once, its crop anywhere. balanced: each ticket draws a class, all that occur alike, then an
-    image that holds it, all alike; its crop lies anywhere. rare-crops: each ticket of the uniform draw gives way, with
+    uniform: every image once, its crop anywhere. balanced: each request draws a class, all that occur alike, then an
+    image that holds it, all alike; its crop lies anywhere. rare-crops: each request of the uniform draw gives way, with
     chance `share`, to a crop that contains a pixel of a class drawn with probability ∝ 1 / sqrt(its share of all
     pixels), in an image that holds it, all alike. It contains that pixel before `Augment` moves anything.
 
     kind, options: `parse_sampling`'s; audit: of the training split; geometry: the one that cuts the crops; outliers:
-    what draws the pastes of the tickets (`data_outliers`), None without.
+    what draws the pastes of the requests (`data_outliers`), None without.
     An image holds a class from 0.0001 of its labelled pixels on, or any pixel where no image has as much.
     """
 
@@ -92,46 +92,48 @@ class Sampling:
         self.chances = torch.from_numpy(audit.counts[self.classes] ** -0.5)  # float64
 
     def draw(self, order, batch_size):
-        """One epoch's batches of tickets, as `draw_tickets` gives them, from the generator `order`."""
+        """One epoch's batches of requests, as `draw_requests` gives them, from the generator `order`."""
         if self.kind == "balanced":
-            tickets = self.draw_balanced(order)
+            requests = self.draw_balanced(order)
         else:
-            tickets = uniform_tickets(self.images, order)
+            requests = uniform_requests(self.images, order)
         if self.kind == "rare-crops":
-            tickets = self.put_rare(tickets, order)
+            requests = self.put_rare(requests, order)
         if self.outliers:
-            tickets = self.outliers.add_pastes(tickets, order)
-        return batch_tickets(tickets, batch_size)
+            requests = self.outliers.add_pastes(requests, order)
+        return batch_requests(requests, batch_size)
 
     def draw_balanced(self, order):
-        """Tickets that draw the class first, then the image."""
+        """Sample requests that draw the class first, then the image."""
         kinds = torch.randint(len(self.classes), (self.images,), generator=order).tolist()
         draws = torch.rand(self.images, 3, generator=order, dtype=torch.float64).tolist()
-        return [Ticket(pick(self.holders[k], which), *box) for k, (which, *box) in zip(kinds, draws, strict=True)]
+        return [
+            SampleRequest(pick(self.holders[k], which), *box) for k, (which, *box) in zip(kinds, draws, strict=True)
+        ]
 
-    def put_rare(self, tickets, order):
-        """The tickets, with a share of them replaced by crops of rare classes."""
+    def put_rare(self, requests, order):
+        """The requests, with a share of them replaced by crops of rare classes."""
         replaced = torch.rand(self.images, generator=order, dtype=torch.float64) < self.options["share"]
         kinds = torch.multinomial(self.chances, self.images, replacement=True, generator=order)
         draws = torch.rand(self.images, 3, generator=order, dtype=torch.float64)
         for i in replaced.nonzero()[:, 0].tolist():
-            tickets[i] = self.rare_ticket(int(kinds[i]), *draws[i].tolist())
-        return tickets
+            requests[i] = self.rare_request(int(kinds[i]), *draws[i].tolist())
+        return requests
 
-    def rare_ticket(self, kind, which, down, across):
-        """A ticket whose crop contains a pixel of the kind-th class that occurs; three draws of [0, 1)."""
+    def rare_request(self, kind, which, down, across):
+        """A request whose crop contains a pixel of the kind-th class that occurs; three draws of [0, 1)."""
         image = pick(self.holders[kind], which)
         place = self.audit.places[image, self.classes[kind]]
         sizes = self.geometry.network_size(*self.audit.image_sizes[image].tolist())
         box = zip(place.tolist(), sizes, self.geometry.crop, (down, across), strict=True)
-        return Ticket(image, *(start_around(*side) for side in box))
+        return SampleRequest(image, *(start_around(*side) for side in box))
 
 
 class MixedSampling:
-    """The draw of an epoch's tickets from several sets, each batch mixed in proportion.
+    """The draw of an epoch's requests from several sets, each batch mixed in proportion.
 
     samplings: [`Sampling` of each set, without outliers], whose images follow one another; shares: of every batch, one
-    a set, in any unit. An epoch has as many tickets as all sets have images; of a set that it shows more often than
+    a set, in any unit. An epoch has as many requests as all sets have images; of a set that it shows more often than
     it has images, draw follows draw, each complete but the last.
     """
 
@@ -141,24 +143,24 @@ class MixedSampling:
         self.images = sum(sampling.images for sampling in samplings)
 
     def draw(self, order, batch_size):
-        """One epoch's batches of tickets, from the generator `order`; within a batch the sets are shuffled."""
+        """One epoch's batches of requests, from the generator `order`; within a batch the sets are shuffled."""
         turns = take_turns(self.shares, self.images)
         streams, first = [], 0
         for number, sampling in enumerate(self.samplings):
             streams.append(iter(self.draw_part(sampling, turns.count(number), first, order)))
             first += sampling.images
-        tickets = [next(streams[number]) for number in turns]
+        requests = [next(streams[number]) for number in turns]
         if self.outliers:
-            tickets = self.outliers.add_pastes(tickets, order)
-        batches = batch_tickets(tickets, batch_size)
+            requests = self.outliers.add_pastes(requests, order)
+        batches = batch_requests(requests, batch_size)
         return [[batch[i] for i in torch.randperm(len(batch), generator=order).tolist()] for batch in batches]
 
     def draw_part(self, sampling, count, first, order):
-        """`count` tickets of one set, its indices counted from `first`."""
-        tickets = []
-        while len(tickets) < count:
-            tickets += itertools.chain(*sampling.draw(order, sampling.images))
-        return [ticket._replace(index=first + ticket.index) for ticket in tickets[:count]]
+        """`count` requests of one set, its indices counted from `first`."""
+        requests = []
+        while len(requests) < count:
+            requests += itertools.chain(*sampling.draw(order, sampling.images))
+        return [request._replace(index=first + request.index) for request in requests[:count]]
 
 
 def take_turns(shares, count):
@@ -176,7 +178,7 @@ def take_turns(shares, count):
 
 
 def build_sampling(text, audit, geometry, outliers=None):
-    """What draws the tickets of --sampling for a training split: of one set, or of several in their shares.
+    """What draws the requests of --sampling for a training split: of one set, or of several in their shares.
 
     audit: of the split, `parts` of it one a set. Raises UserError as `parse_sampling`.
     """
@@ -202,7 +204,7 @@ def pick(items, draw):
 
 
 def start_around(place, length, crop, draw):
-    """Where along one axis a crop starts that contains a place, as a ticket says it: 0 … 1 of the room there is.
+    """Where along one axis a crop starts that contains a place, as a request says it: 0 … 1 of the room there is.
 
     place: of the pixel, 0 … 1 of the image; length: of the image at the network's size, crop: of the box, in pixels;
     draw: of [0, 1), among all starts that fit.

@@ -16,7 +16,7 @@ import cli
 import data
 import models
 from cli import UserError
-from engine.devices import gather, share_out
+from engine.devices import all_gather, all_reduce_mean
 from engine.optim import Schedule
 from engine.sampling import Sampling, share_batches
 
@@ -31,7 +31,7 @@ EPSILON = 1e-6  # a step whose weights add up to less is all void: its loss is 0
 class Training:
     """All that changes while training; `state` holds it, so that a run goes on as if it had not stopped.
 
-    sampling: what draws an epoch's tickets; order: its generator; epoch_order: the generator's state at the epoch's
+    sampling: what draws an epoch's requests; order: its generator; epoch_order: the generator's state at the epoch's
     start, from which a resumed run draws the same epoch again; offset: batches of the epoch already done. accumulate:
     parts that a batch is cut into, one after the other. ema: decay of the averaged weights a step, 0 for none.
     """
@@ -98,7 +98,7 @@ class Training:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "average": self.average.state_dict() if self.average else None,
             "epoch_order": self.epoch_order,
-            "random": gather(random),  # one a process
+            "random": all_gather(random),  # one a process
             "step": self.step,
             "epoch": self.epoch,
             "offset": self.offset,
@@ -134,7 +134,7 @@ class Training:
         self.step, self.epoch, self.offset = state["step"], state["epoch"], state["offset"]
 
     def draw_epoch(self, batch_size):
-        """This process's batches of tickets for the current epoch, drawn anew from the epoch's own order state."""
+        """This process's batches of requests for the current epoch, drawn anew from the epoch's own order state."""
         self.order.set_state(self.epoch_order)
         return share_batches(self.sampling.draw(self.order, batch_size), self.rank, self.processes)
 
@@ -174,11 +174,11 @@ def train_step(training, criterion, images, targets):
     weights = share_weights([criterion.weights(targets[part]) for part in parts], training.processes)
     shown = {}
     for part in parts:
-        with exchange(training, last=part is parts[-1]):
+        with sync_on_last(training, last=part is parts[-1]):
             terms = backward(training, criterion, images[part], targets[part], weights)
         shown = {name: shown.get(name, 0) + value for name, value in terms.items()}
     norm, module_norms = optimise(training)
-    shown = {name: share_out(value, training.processes) for name, value in shown.items()}
+    shown = {name: all_reduce_mean(value, training.processes) for name, value in shown.items()}
     total = sum(shown.values())
     return {"loss": total, "terms": shown, "gradient_norm": norm, "module_norms": module_norms, "images": len(images)}
 
@@ -211,8 +211,8 @@ def batch_loss(model, criterion, images, targets):
     return sum(total / weights[name].clamp(min=EPSILON) for name, total in totals.items())
 
 
-def exchange(training, last):
-    """Processes exchange gradients once a step: with its last part."""
+def sync_on_last(training, last):
+    """Processes exchange their gradients once a step: with its last part."""
     return nullcontext() if last or training.processes == 1 else training.network.no_sync()
 
 

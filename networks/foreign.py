@@ -1,8 +1,8 @@
 """Somebody else's model: a function in a Python file the user names, its weights, and what enters it.
 
 `load_foreign` calls the function, loads the weights strictly and wraps the network in `Foreign`, which answers as our
-own models do. The file keeps its own world of imports (`Neighbours`): its `models.py` and `data.py` are found before
-ours, and ours stay where they are.
+own models do. The file keeps its own world of imports (`ImportIsolation`): its `models.py` and `data.py` are found
+before ours, and ours stay where they are.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def build_preparation(args):
 # Their imports
 
 
-class Neighbours:
+class ImportIsolation:
     """Where somebody else's code finds its imports: in its own folder first, in no module of ours.
 
     Python keeps one table of modules, in which `models` and `data` are ours. While their code runs (`with at_home()`)
@@ -191,7 +191,7 @@ def _restore(state):
 
 
 def import_file(path):
-    """Execute a Python file as a module: (module, its Neighbours).
+    """Execute a Python file as a module: (module, its ImportIsolation).
 
     A file inside a package (a folder with __init__.py) is imported as its part, so that `from .parts import x` works.
     Raises UserError for a file that is not there, no Python file, or raises an exception.
@@ -204,7 +204,7 @@ def import_file(path):
     top, parts = path.resolve().parent, [] if path.stem == "__init__" else [path.stem]
     while (top / "__init__.py").is_file():
         top, parts = top.parent, [top.name, *parts]
-    home = Neighbours([path.resolve().parent, top])
+    home = ImportIsolation([path.resolve().parent, top])
     importlib.invalidate_caches()  # files may be newer than what Python remembers of the folder
     with home.at_home():
         try:
@@ -331,7 +331,7 @@ class Foreign(nn.Module):
     def __init__(self, net, num_classes=None, home=None):
         super().__init__()
         self.net, self.num_classes = net, num_classes
-        self.home = home or Neighbours([])
+        self.home = home or ImportIsolation([])
         self.aux_weights = {}  # what else it returns in training is no business of the loss here
 
     def forward(self, images):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import data
-from engine.sampling import draw_tickets
+from engine.sampling import draw_requests
 from probes.finding import LIMITS, Exhibit, Finding
 from probes.noise_test import figures, judge, leaks, learn, noise_test, prepare
 from probes.replacement_inputs import flat_segments, noise, other_images, permuted_ids, shuffled_patches
@@ -185,8 +185,8 @@ def measure_norms(ready, split, args, count=8):
     for norm in norms:
         norm.momentum = None  # the plain mean over the batches
         norm.train()
-    tickets = draw_tickets(len(split), args.batch_size, torch.Generator().manual_seed(args.seed))[:count]
-    for batch in data.training_batches(split, ready.geometry, tickets, args.workers):
+    requests = draw_requests(len(split), args.batch_size, torch.Generator().manual_seed(args.seed))[:count]
+    for batch in data.training_batches(split, ready.geometry, requests, args.workers):
         images, _ = training.augment(*(part.to(training.device) for part in batch), training.varying)
         model(ready.criterion.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):

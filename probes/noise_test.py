@@ -25,7 +25,7 @@ from engine import evaluation
 from engine.devices import autocast_dtype
 from engine.optim import Schedule, build_optimizer
 from engine.predictor import Predictor
-from engine.sampling import Sampling, draw_tickets
+from engine.sampling import Sampling, draw_requests
 from engine.training import Training, train_one_epoch
 from networks.blocks import Normalise
 from probes import replacement_inputs
@@ -55,8 +55,8 @@ def prove_noise(training, criterion, split, geometry, count=8, fresh=True):
 
     fresh: whether two draws for one image must differ. Returns (complaint or None, {measure: value}).
     """
-    tickets = draw_tickets(len(split), count, torch.Generator().manual_seed(0))[0]
-    raw = [geometry.cut(*split.read(ticket.index), ticket) for ticket in tickets]
+    requests = draw_requests(len(split), count, torch.Generator().manual_seed(0))[0]
+    raw = [geometry.cut(*split.read(request.index), request) for request in requests]
     images, targets = (torch.stack(part).to(training.device) for part in zip(*raw, strict=True))
     network = copy.deepcopy(training.model).eval()  # the run's own batch-norm statistics stay untouched
     seen = []
@@ -226,7 +226,7 @@ def prepare(args, audit, device, change=None):
 
 
 def learn(args, ready, split, evaluate, progress=None):
-    """Train for `args.iters` steps; evaluate() -> engine.Totals at a quarter, a half and the whole of them.
+    """Train for `args.iters` steps; evaluate() -> engine.EvaluationCounts at a quarter, a half and the whole of them.
 
     Returns [{"iteration", "train_loss", **figures}]; train_loss is the mean over the later half of the steps since the
     entry before. progress(steps) after each.
@@ -251,13 +251,13 @@ def learn(args, ready, split, evaluate, progress=None):
 
 
 def figures(totals):
-    """What the curve notes of engine.Totals: loss in nats per pixel, miou, pixel_accuracy, active_classes."""
+    """What the curve notes of engine.EvaluationCounts: loss in nats per pixel, miou, pixel_accuracy, active_classes."""
     scores = totals.scores()
     return {"loss": totals.loss(), **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes")}}
 
 
 def validate(args, predictor, split, change=None):
-    """engine.Totals of a split whose images are those that `change` makes, and whose targets are the true ones.
+    """EvaluationCounts of a split whose images are those that `change` makes, and whose targets are the true ones.
 
     args: seed, batch_size, workers.
     """

@@ -1,4 +1,4 @@
-"""Reading, label spaces, geometry, tickets, augmentation and the audit."""
+"""Reading, label spaces, geometry, requests, augmentation and the audit."""
 
 import json
 
@@ -15,7 +15,7 @@ from datasets.driving import CAMVID, STREETHAZARDS, STREETS
 from datasets.masks import match_size, read_image, read_labels, read_target
 from datasets.pairs import find_pairs
 from datasets.spec import UNKNOWN, VOID
-from engine.sampling import Ticket, draw_tickets, share_batches
+from engine.sampling import SampleRequest, draw_requests, share_batches
 from networks.blocks import MEAN, Normalise
 from probes.files import audit_files
 from tests.conftest import write_folder_set
@@ -121,7 +121,7 @@ def test_camvid_counts_equal_an_independent_count(real_data):
 
 def test_stretching_keeps_image_and_target_in_place(folder_set):
     image, target = open_folder(folder_set).read(0)
-    small, labels = data.Geometry([20, 28]).cut(image, target, Ticket(0, 0.0, 0.0))
+    small, labels = data.Geometry([20, 28]).cut(image, target, SampleRequest(0, 0.0, 0.0))
     assert small.shape == (20, 28, 3)
     nearest = target[(2 * np.arange(20) + 1)[:, None], 2 * np.arange(28) + 1]  # pixel centres
     assert np.array_equal(labels.numpy(), nearest)
@@ -130,11 +130,11 @@ def test_stretching_keeps_image_and_target_in_place(folder_set):
 def test_crop_cuts_the_same_box_and_pads_with_void(folder_set):
     image, target = open_folder(folder_set).read(0)  # 40 x 56
     geometry = data.Geometry([1, 1], crop=[16, 24])
-    crop, labels = geometry.cut(image, target, Ticket(0, 0.5, 0.25))
+    crop, labels = geometry.cut(image, target, SampleRequest(0, 0.5, 0.25))
     top, left = int(0.5 * 25), int(0.25 * 33)
     assert np.array_equal(crop.numpy(), np.array(image)[top : top + 16, left : left + 24])
     assert np.array_equal(labels.numpy(), target[top : top + 16, left : left + 24])
-    crop, labels = data.Geometry([1, 1], crop=[48, 64]).cut(image, target, Ticket(0, 0.9, 0.9))
+    crop, labels = data.Geometry([1, 1], crop=[48, 64]).cut(image, target, SampleRequest(0, 0.9, 0.9))
     assert np.array_equal(labels.numpy()[:40, :56], target)
     assert (labels[40:] == VOID).all()
     assert (labels[:, 56:] == VOID).all()
@@ -161,19 +161,19 @@ def test_exif_orientation_is_honoured_only_when_the_mask_says_so(tmp_path):
         match_size(image, (50, 56), "a.jpg")
 
 
-# ---- tickets and batches
+# ---- requests and batches
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
 def test_every_image_once_and_no_last_batch_of_one(images, sizes):
-    batches = draw_tickets(images, 4, torch.Generator().manual_seed(1))
+    batches = draw_requests(images, 4, torch.Generator().manual_seed(1))
     assert [len(b) for b in batches] == sizes
     assert sorted(t.index for b in batches for t in b) == list(range(images))
 
 
 def test_batches_do_not_depend_on_workers(folder_set):
     split, geometry = open_folder(folder_set), data.Geometry([1, 1], crop=[16, 16])
-    batches = draw_tickets(len(split), 4, torch.Generator().manual_seed(1))
+    batches = draw_requests(len(split), 4, torch.Generator().manual_seed(1))
     state = torch.get_rng_state()
     alone = list(data.training_batches(split, geometry, batches, 0))
     shared = list(data.training_batches(split, geometry, batches, 2))
@@ -183,7 +183,7 @@ def test_batches_do_not_depend_on_workers(folder_set):
 
 
 def test_shares_of_several_processes_make_the_whole():
-    batches = draw_tickets(10, 4, torch.Generator().manual_seed(1))
+    batches = draw_requests(10, 4, torch.Generator().manual_seed(1))
     shares = [share_batches(batches, rank, 2) for rank in (0, 1)]
     assert [len(s) for s in shares[0]] == [2, 2]  # the last batch of 2 would leave each process one image
     for step, (a, b) in enumerate(zip(*shares, strict=True)):
@@ -290,7 +290,7 @@ def test_no_jitter_touches_what_lies_outside_the_image():
     kept = (moved - mean).abs().amax(1) < 1e-5
     assert (kept & (labels == VOID)).float().mean() > 0.6  # 0.75 of the canvas, less a rim where colours mix
     crop = data.Geometry([1, 1], crop=[30, 50])
-    image, target = crop.cut(Image.fromarray(images[0].numpy()), targets[0].numpy(), Ticket(0, 0.0, 0.0))
+    image, target = crop.cut(Image.fromarray(images[0].numpy()), targets[0].numpy(), SampleRequest(0, 0.0, 0.0))
     moved, labels = data.Augment({"colour": 0.5})(image[None], target[None], generator)
     assert torch.equal(moved[0, :, 24:], data.to_float(image[None])[0, :, 24:])
     assert torch.equal(moved[0, :, :, 36:], data.to_float(image[None])[0, :, :, 36:])

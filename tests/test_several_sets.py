@@ -19,7 +19,7 @@ from datasets.label_spaces import LabelSpace, answer_table, build_space, declare
 from datasets.own_folder import folder_spec
 from engine import evaluation
 from engine.checkpoint import load_checkpoint
-from engine.evaluation import Totals
+from engine.evaluation import EvaluationCounts
 from engine.predictor import Prediction, Predictor, predict_image
 from engine.trained_run import layout_map_of, load_predictor
 from tests.conftest import TINY, run_script, write_folder_set
@@ -189,7 +189,7 @@ def test_the_floor_gets_what_the_answers_get(tmp_path):
     root = rename(write_folder_set(tmp_path / "set", classes=2), ["road", "car"])
     spec = translate(folder_spec(root), LabelSpace(("road", "road line", "car")))
     split = data.open_split(spec, root, "test")
-    totals = Totals(3, classes=declared_classes(spec))
+    totals = EvaluationCounts(3, classes=declared_classes(spec))
     table = torch.from_numpy(answer_table(spec))
     for i in range(3):
         target = torch.from_numpy(split.read_target(i).copy())
@@ -203,7 +203,7 @@ def test_the_floor_gets_what_the_answers_get(tmp_path):
 def test_safe_miou_is_of_sets_that_label_all_of_idds_classes():
     idd, camvid = (SPECS[name][0] for name in ("idd", "camvid"))
     space = build_space("own", [idd])
-    totals = Totals(26)
+    totals = EvaluationCounts(26)
     totals.confusion += torch.eye(26, dtype=torch.int64)
     both = join([idd, translate(camvid, space)], [Path("a"), Path("b")], [None, None])
     assert evaluate_script.safe_figures(totals, idd, idd.classes)["safe_miou"] == 1.0

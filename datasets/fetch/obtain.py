@@ -114,10 +114,10 @@ def obtain(name, root, jobs, keep=False):
     for job in jobs:
         if job.file and work in job.file.resolve().parents:
             raise UserError("this archive lies where download works and cleans up", job.file, f"move it out of {work}")
-    return land(name, root, make, [job.path(work) for job in jobs] if keep else [])
+    return install(name, root, make, [job.path(work) for job in jobs] if keep else [])
 
 
-def land(name, root, make, keep=()):
+def install(name, root, make, keep=()):
     """Let a set appear at its place unless it is there.
 
     make: called with the working folder, makes the set in its folder `unpacked` and returns (the set's folder,

@@ -235,9 +235,9 @@ def test_merging_leaves_the_other_as_it_was():
 def test_a_shard_travels_as_plain_tensors(tmp_path):
     torch.save(counted([0, 1]).state(), tmp_path / "shard")
     state = torch.load(tmp_path / "shard", weights_only=True)
-    travelled = ScoreStatistics.from_state(CLASSES, state)
-    travelled.merge(counted([2]))
-    assert_equal_states(travelled, counted([0, 1, 2]))
+    comparable_sets = ScoreStatistics.from_state(CLASSES, state)
+    comparable_sets.merge(counted([2]))
+    assert_equal_states(comparable_sets, counted([0, 1, 2]))
 
 
 def test_other_classes_do_not_merge():

@@ -24,7 +24,7 @@ from datasets import driving
 from datasets.catalogue import hold_out
 from datasets.own_folder import folder_spec
 from datasets.scenes import MSRC
-from engine.sampling import uniform_tickets
+from engine.sampling import uniform_requests
 from tests.conftest import run_script, write_folder_set
 
 CAMVID = driving.CAMVID.classes
@@ -169,14 +169,14 @@ def test_pastes_come_from_the_order_generator_alone():
     for _ in range(2):
         order = torch.Generator().manual_seed(3)
         torch.manual_seed(len(drawn))  # another state of the global one
-        drawn.append(outliers.add_pastes(uniform_tickets(400, order), order))
+        drawn.append(outliers.add_pastes(uniform_requests(400, order), order))
     assert drawn[0] == drawn[1]
-    pastes = [paste for ticket in drawn[0] for paste in ticket.pastes]
-    assert 150 < sum(bool(ticket.pastes) for ticket in drawn[0]) < 250
-    assert {len(ticket.pastes) for ticket in drawn[0]} == {0, 1, 2}
+    pastes = [paste for request in drawn[0] for paste in request.pastes]
+    assert 150 < sum(bool(request.pastes) for request in drawn[0]) < 250
+    assert {len(request.pastes) for request in drawn[0]} == {0, 1, 2}
     assert all(0.2 <= paste.size <= 0.4 and 0 <= paste.match <= 0.7 for paste in pastes)
     assert {paste.flip for paste in pastes} == {True, False}
-    assert [t[:3] for t in drawn[0]] == [t[:3] for t in uniform_tickets(400, torch.Generator().manual_seed(3))]
+    assert [t[:3] for t in drawn[0]] == [t[:3] for t in uniform_requests(400, torch.Generator().manual_seed(3))]
 
 
 def test_workers_paste_as_the_main_process_does(folder_set, object_set):
@@ -185,8 +185,8 @@ def test_workers_paste_as_the_main_process_does(folder_set, object_set):
     wanted = options(dataset="folder", data_dir=str(folder_set), outliers=str(object_set))
     outliers, _ = open_outliers(wanted, spec)
     order = torch.Generator().manual_seed(0)
-    tickets = outliers.add_pastes(uniform_tickets(len(split), order), order)
-    batches = [tickets[:4], tickets[4:]]
+    requests = outliers.add_pastes(uniform_requests(len(split), order), order)
+    batches = [requests[:4], requests[4:]]
     geometry = data.Geometry([40, 56])
     one, two = (list(data.training_batches(split, geometry, batches, workers, outliers=outliers)) for workers in (0, 2))
     for (images, targets), (others, other_targets) in zip(one, two, strict=True):
@@ -275,4 +275,4 @@ def test_a_label_the_outlier_set_does_not_declare_stops_before_the_first_step(ob
 def test_paste_none_pastes_nothing():
     outliers = Outliers([], None, 2, parse_paste("none"))
     order = torch.Generator().manual_seed(0)
-    assert not any(ticket.pastes for ticket in outliers.add_pastes(uniform_tickets(50, order), order))
+    assert not any(request.pastes for request in outliers.add_pastes(uniform_requests(50, order), order))

@@ -25,7 +25,7 @@ from datasets.label_spaces import (
 from datasets.own_folder import folder_spec
 from datasets.scenes import MSRC_COLOURS
 from datasets.spec import NORMAL, VOID
-from engine.sampling import Ticket, build_sampling, share_batches, take_turns
+from engine.sampling import SampleRequest, build_sampling, share_batches, take_turns
 from tests.conftest import write_folder_set
 
 CAMVID, STREETS, CITYSCAPES, MSRC = (SPECS[name][0] for name in ("camvid", "streets", "cityscapes", "msrc"))
@@ -237,9 +237,9 @@ def test_held_out_classes_are_void_in_training_and_anomalies_after_in_every_set(
 
 def test_workers_read_several_sets_as_the_main_process_does(two_sets):
     split = open_both(two_sets)
-    tickets = [[Ticket(i, 0, 0) for i in (0, 8, 12)], [Ticket(i, 0, 0) for i in (7, 9)]]
+    requests = [[SampleRequest(i, 0, 0) for i in (0, 8, 12)], [SampleRequest(i, 0, 0) for i in (7, 9)]]
     for (images, targets), (others, other_targets) in zip(
-        *(data.training_batches(split, data.Geometry([20, 28]), tickets, workers) for workers in (0, 2)), strict=True
+        *(data.training_batches(split, data.Geometry([20, 28]), requests, workers) for workers in (0, 2)), strict=True
     ):
         assert torch.equal(images, others)
         assert torch.equal(targets, other_targets)
@@ -259,9 +259,9 @@ def test_every_batch_is_mixed_in_proportion(two_sets, shares, wanted, kind):
         batches = sampling.draw(order, 4)
         assert sum(map(len, batches)) == 13
         for batch in batches:
-            first = sum(ticket.index < 8 for ticket in batch)
+            first = sum(request.index < 8 for request in batch)
             assert abs(first - wanted[0] * len(batch)) <= 1
-        drawn += [ticket.index for batch in batches for ticket in batch]
+        drawn += [request.index for batch in batches for request in batch]
     counts = np.bincount(drawn, minlength=13)
     assert counts[:8].sum() / len(drawn) == pytest.approx(wanted[0], abs=0.05)
     assert (counts > 0).all()
@@ -275,7 +275,7 @@ def test_without_shares_an_epoch_shows_each_image_once(two_sets):
     sampling = build_sampling("uniform", audit, data.Geometry([20, 28]))
     first, second = (sampling.draw(torch.Generator().manual_seed(seed), 4) for seed in (0, 1))
     for batches in (first, second):
-        assert sorted(ticket.index for batch in batches for ticket in batch) == list(range(13))
+        assert sorted(request.index for batch in batches for request in batch) == list(range(13))
     assert first != second
     assert first == sampling.draw(torch.Generator().manual_seed(0), 4)
 

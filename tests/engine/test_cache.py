@@ -22,7 +22,7 @@ from datasets.own_folder import folder_spec
 from datasets.spec import VOID
 from engine import cache
 from engine.cache import HEADER, cache_split
-from engine.sampling import Ticket
+from engine.sampling import SampleRequest
 from tests.conftest import ENVIRONMENT, ROOT, TINY, run_script, write_folder_set
 from tests.test_train import kill_at_step, read_log, same_weights, start
 
@@ -51,10 +51,10 @@ def open_folder(root, split="train"):
     return data.open_split(folder_spec(root), root, split)
 
 
-def tickets(count):
+def requests(count):
     rng = np.random.RandomState(0)
     drawn = [
-        Ticket(int(i), float(top), float(left))
+        SampleRequest(int(i), float(top), float(left))
         for i, (top, left) in zip(rng.permutation(count), rng.rand(count, 2), strict=True)
     ]
     return [drawn[:3], drawn[3:4], drawn[4:]]
@@ -80,7 +80,7 @@ def same_batches(one, other):
 def test_batches_are_those_of_decoding_bit_for_bit(sizes_set, tmp_path, kind, workers, geometry):
     split = open_folder(sizes_set)
     kind = f"disk:{tmp_path / 'cache'}" if kind == "disk" else kind
-    batches = tickets(len(split))
+    batches = requests(len(split))
     cached = cache_split(split, geometry, kind, training=True)
     assert data.cache_of(cached, geometry, training=True) is cached.cache
     same_batches(
@@ -97,7 +97,7 @@ def test_two_sets_share_a_cache(tmp_path):
     )
     split = data.open_split(*data.open_dataset(where), "train")
     cached = cache_split(split, WHOLE, f"disk:{tmp_path / 'cache'}", training=True)
-    batches = tickets(len(split))
+    batches = requests(len(split))
     same_batches(data.training_batches(split, WHOLE, batches), data.training_batches(cached, WHOLE, batches))
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_built_anew_with_a_warning(folder_set, tmp_path, capsy
     assert len(built) == 8
     assert "it is built anew" in capsys.readouterr().err
     assert path.read_bytes() == whole
-    same_batches(data.training_batches(split, WHOLE, tickets(8)), data.training_batches(cached, WHOLE, tickets(8)))
+    same_batches(data.training_batches(split, WHOLE, requests(8)), data.training_batches(cached, WHOLE, requests(8)))
 
 
 BUILD = """
@@ -201,7 +201,7 @@ def test_killed_at_any_moment_the_next_one_builds_it_whole(tmp_path):
     cached = cache_split(split, WHOLE, f"disk:{folder}", training=True, progress=built.append)
     assert len(built) in (0, 200)
     assert [path.suffix for path in folder.iterdir()] == [".cache"]
-    batches = [[Ticket(i, 0, 0) for i in range(0, 200, 7)], [Ticket(1, 0, 0)]]
+    batches = [[SampleRequest(i, 0, 0) for i in range(0, 200, 7)], [SampleRequest(1, 0, 0)]]
     same_batches(data.training_batches(split, WHOLE, batches), data.training_batches(cached, WHOLE, batches))
 
 

@@ -12,7 +12,7 @@ from cli import UserError
 from datasets.audit import audit_split, class_places
 from datasets.driving import CAMVID
 from datasets.masks import find_runs
-from engine.sampling import Sampling, Ticket, draw_tickets, images_with, parse_sampling, start_around
+from engine.sampling import SampleRequest, Sampling, draw_requests, images_with, parse_sampling, start_around
 
 SPEC = CAMVID
 ROAD, TREE, CAR, FENCE = 3, 5, 8, 7
@@ -53,12 +53,12 @@ def seeded(seed=1):
 
 
 def flat(batches):
-    return [ticket for batch in batches for ticket in batch]
+    return [request for batch in batches for request in batch]
 
 
 def test_uniform_is_exactly_the_draw_of_every_image_once(audit):
     one, other = seeded(), seeded()
-    assert sampling("uniform", audit).draw(one, 5) == draw_tickets(24, 5, other)
+    assert sampling("uniform", audit).draw(one, 5) == draw_requests(24, 5, other)
     assert torch.equal(one.get_state(), other.get_state())
 
 
@@ -74,9 +74,9 @@ def test_the_same_state_gives_the_same_epoch_of_the_same_length(audit, text):
 
 def test_balanced_draws_classes_evenly_and_only_images_that_hold_them(audit):
     sampler, order = sampling("balanced", audit), seeded()
-    tickets = flat(batch for _ in range(200) for batch in sampler.draw(order, 8))
-    drawn = np.bincount([ticket.index for ticket in tickets], minlength=24)
-    expected = np.zeros(24)  # four classes, each a quarter of all tickets
+    requests = flat(batch for _ in range(200) for batch in sampler.draw(order, 8))
+    drawn = np.bincount([request.index for request in requests], minlength=24)
+    expected = np.zeros(24)  # four classes, each a quarter of all requests
     for holders in (range(24), range(1, 24, 2), (3, 7, 20), (11,)):
         expected[list(holders)] += drawn.sum() / 4 / len(holders)
     assert drawn.sum() == 24 * 200
@@ -98,18 +98,18 @@ def test_rare_crops_contain_the_class_they_were_drawn_for(audit, short_side):
         if train_id == FENCE and short_side == 60:
             continue  # one pixel, which a reduced target can lose
         for draws in torch.rand(12, 3, generator=generator).tolist():
-            ticket = sampler.rare_ticket(kind, *draws)
-            _, target = sampler.geometry.cut(*split.read(ticket.index), ticket)
+            request = sampler.rare_request(kind, *draws)
+            _, target = sampler.geometry.cut(*split.read(request.index), request)
             assert (target == int(train_id)).any()
 
 
 def test_rare_crops_draw_classes_by_the_inverse_root_of_their_share(audit, monkeypatch):
     sampler, kinds = sampling("rare-crops:share=0.25", audit), []
-    monkeypatch.setattr(sampler, "rare_ticket", lambda kind, *_: kinds.append(kind) or Ticket(-1, 0, 0))
+    monkeypatch.setattr(sampler, "rare_request", lambda kind, *_: kinds.append(kind) or SampleRequest(-1, 0, 0))
     order = seeded()
-    tickets = flat(batch for _ in range(400) for batch in sampler.draw(order, 8))
-    assert len(kinds) / len(tickets) == pytest.approx(0.25, abs=0.02)
-    kept = [t.index for t in tickets if t.index >= 0]
+    requests = flat(batch for _ in range(400) for batch in sampler.draw(order, 8))
+    assert len(kinds) / len(requests) == pytest.approx(0.25, abs=0.02)
+    kept = [t.index for t in requests if t.index >= 0]
     assert np.bincount(kept, minlength=24).max() < 2 * np.bincount(kept, minlength=24).min()
     share = audit.counts[audit.counts > 0] / audit.counts.sum()
     expected = (1 / np.sqrt(share)) / (1 / np.sqrt(share)).sum()
@@ -130,7 +130,7 @@ def test_a_box_contains_its_pixel_whatever_the_sizes():
         place = ((row + 0.5) / height, (column + 0.5) / width)
         sizes = geometry.network_size(height, width)
         box = [start_around(*side) for side in zip(place, sizes, geometry.crop, rng.rand(2).tolist(), strict=True)]
-        _, cut = geometry.cut(Image.new("RGB", (width, height)), target, Ticket(0, *box))
+        _, cut = geometry.cut(Image.new("RGB", (width, height)), target, SampleRequest(0, *box))
         assert (cut == 1).any()
 
 

@@ -20,7 +20,7 @@ from datasets.own_folder import folder_spec
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.evaluation import (
     ALARM_RATES,
-    Totals,
+    EvaluationCounts,
     alarm_thresholds,
     collect_statistics,
     count_known,
@@ -226,7 +226,7 @@ def test_strips_do_not_change_a_score(colours, monkeypatch):
 
 
 def test_what_an_alarm_raises_is_counted_by_hand():
-    totals = Totals(2, alarms={"energy": 1.0})
+    totals = EvaluationCounts(2, alarms={"energy": 1.0})
     target = torch.tensor([[0, 0, 1, 1, 2, 2, 253, 255]], dtype=torch.uint8)  # 2 anomaly, 253 normal, 255 void
     labels = torch.tensor([[0, 1, 1, 1, 0, 1, 0, 0]], dtype=torch.uint8)
     alarm = torch.tensor([[True, False, False, True, True, False, True, True]])
@@ -421,7 +421,7 @@ def test_wrong_flags_are_one_line(trained, script, words, message):
 
 
 def test_a_score_that_is_not_finite_names_its_image():
-    totals = Totals(2)
+    totals = EvaluationCounts(2)
     target = torch.tensor([[0, 2]], dtype=torch.uint8)
     scores = {"energy": torch.tensor([[1.0, float("nan")]])}
     found = Prediction(torch.zeros(1, 2, dtype=torch.uint8), torch.ones(1, 2), scores)

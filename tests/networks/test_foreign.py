@@ -21,7 +21,7 @@ from cli import UserError
 from engine.predictor import Predictor
 from engine.training import batch_loss
 from networks.blocks import Normalise
-from networks.foreign import REPO_ROOT, Foreign, Neighbours, add_foreign_flags, build_preparation, load_foreign
+from networks.foreign import REPO_ROOT, Foreign, ImportIsolation, add_foreign_flags, build_preparation, load_foreign
 
 CLASSES = 5
 CPU = torch.device("cpu")
@@ -349,7 +349,7 @@ def test_every_kind_of_answer_becomes_logits_of_the_images_size(answer):
     ],
 )
 def test_answers_that_are_no_logits_say_what_came(answer, message):
-    net = Foreign(Answers(answer), CLASSES, Neighbours([__file__.rpartition("/")[0]]))
+    net = Foreign(Answers(answer), CLASSES, ImportIsolation([__file__.rpartition("/")[0]]))
     with pytest.raises(UserError, match=message):
         net(images())
 

@@ -12,7 +12,7 @@ import data
 import metrics
 from datasets.audit import audit_split
 from datasets.catalogue import build_spec
-from engine.sampling import Ticket
+from engine.sampling import SampleRequest
 from probes import conditions
 from probes.conditions import (
     CONDITIONS,
@@ -63,7 +63,7 @@ def test_a_repaired_split_keeps_the_image_and_gives_the_partners_target(folder_s
         assert image.tobytes() == split.read(index)[0].tobytes()
         assert np.array_equal(target, split.read_target(partner))
     examples = data.TrainingPairs(repaired, data.Geometry([16, 24]))
-    assert [part.shape[:2] for part in examples[Ticket(1, 0, 0)]] == [(16, 24), (16, 24)]
+    assert [part.shape[:2] for part in examples[SampleRequest(1, 0, 0)]] == [(16, 24), (16, 24)]
 
 
 def test_permuted_back_undoes_permuted_ids():
