@@ -242,21 +242,28 @@ class Split:
         return f"{label}/{part.file(index - indices.start)}"
 
 
-def open_dataset(args, space=None):
-    """The spec that --dataset names and the folder it lies in; of several sets as one, the first one's folder.
+def dataset_options(args):
+    """What the flags of the data set say, as `open_dataset` takes it."""
+    held_out = cli.names(args.anomaly_classes)
+    return {"dataset": args.dataset, "data_dir": args.data_dir, "label_space": args.label_space, "held_out": held_out}
 
-    args: dataset, data_dir, label_space, anomaly_classes; space: the LabelSpace to see it in, None for --label-space's.
+
+def open_dataset(dataset="streets", data_dir=None, *, label_space="own", held_out=(), space=None):
+    """A data set by name: (its spec, the folder it lies in); of several sets as one, the first one's folder.
+
+    dataset, data_dir, label_space: as --dataset, --data-dir and --label-space take them; held_out: names of the classes
+    that are anomalies by agreement; space: the LabelSpace to see it in, None for label_space's.
     Raises UserError.
     """
-    names, roots, shares = zip(*parse_sets(args.dataset, args.data_dir), strict=True)
+    names, roots, shares = zip(*parse_sets(dataset, data_dir), strict=True)
     specs = [build_spec(name, root) for name, root in zip(names, roots, strict=True)]
     for note in dict.fromkeys(f"{spec.name}: {spec.note}" for spec in specs if spec.note):
         cli.warn(note)
-    if space is None and (len(specs) > 1 or args.label_space != "own"):
-        space = build_space(args.label_space, specs)
+    if space is None and (len(specs) > 1 or label_space != "own"):
+        space = build_space(label_space, specs)
     if space is not None:
         specs = [translate(spec, space) for spec in specs]
-    if held_out := cli.names(args.anomaly_classes):
+    if held_out:
         specs = [hold_out(spec, held_out) for spec in specs]
     return specs[0] if len(specs) == 1 else join(specs, roots, shares), roots[0]
 

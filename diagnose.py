@@ -28,17 +28,18 @@ import data
 import losses
 import metrics
 import models
-from anomaly.outliers import open_outliers
+from anomaly.outliers import open_outliers, outlier_options
 from cli import UserError
 from datasets.audit import audit_split, require_clean
 from datasets.catalogue import DATASETS, build_spec, parse_name, recognise
+from datasets.label_spaces import parse_sets
 from datasets.spec import by_condition
 from engine.devices import choose_device, open_dataset
 from engine.predictor import Predictor
 from engine.sampling import draw_requests
 from engine.trained_run import check_classes, layout_map_of, load_predictor, space_of, trained_on
 from networks.blocks import Normalise
-from networks.foreign import add_foreign_flags, build_preparation, load_foreign
+from networks.foreign import add_foreign_flags, build_preparation, load_foreign, preparation_options
 from probes import files, shortcut, trained_weights
 from probes.answers import class_assignment, collapse, flip_equivariance, prediction_shift, softmax_inside, take_sample
 from probes.conditions import CONDITIONS, judge_conditions, noise_row, run_condition
@@ -100,7 +101,7 @@ class Subject:
         self.device = choose_device(args.device)
         self.predictor, self.content = load_predictor(args.ckpt, self.device) if args.ckpt else (None, None)
         self.config = Namespace(**self.content["config"]) if args.ckpt else None
-        self.spec, root = open_dataset(self._where())
+        self.spec, root = open_dataset(**self._where())
         if self.content:
             check_classes(self.spec, self.content)
         self.splits = {name: data.open_split(self.spec, root, name, args.limit) for name in ("train", "val")}
@@ -109,14 +110,15 @@ class Subject:
         if args.model_from:
             torch.manual_seed(args.seed)
             net = load_foreign(args.model_from, args.weights, self.spec.num_classes)
-            prepare = build_preparation(args)
+            prepare = build_preparation(**preparation_options(args))
             geometry = data.Geometry(args.image_size)
             self.predictor = Predictor(net, self.spec.num_classes, geometry, self.device, prepare)
             self.predictor.answer(torch.zeros(2, *args.image_size, 3, dtype=torch.uint8))  # does it answer at all?
         self.fresh = None
         if self.predictor is None:  # built at once: a wrong --model, --weights or --freeze is the user's mistake
             torch.manual_seed(args.seed)
-            self.fresh = models.start_model(args, self.spec.num_classes)[0].to(self.device)
+            network, _ = models.start_model(num_classes=self.spec.num_classes, **models.model_options(args))
+            self.fresh = network.to(self.device)
         self.rows = []  # of trainings under conditions
         self.tell = lambda done, total: None  # how far the present probe is
 
@@ -130,9 +132,9 @@ class Subject:
         self.tell(step, self.args.iters)
 
     def _where(self):
-        """The flags that choose the data set: the checkpoint's own, in the folder that was given or noted."""
+        """The data set as `open_dataset` takes it: the checkpoint's own, in the folder that was given or noted."""
         if not self.config:
-            return self.args
+            return data.dataset_options(self.args)
         return trained_on(self.content, self.args.data_dir)
 
     @property
@@ -201,7 +203,7 @@ class Subject:
         options = {"terms": {"ce": [1.0]}}
         if self.config:
             config, counts = self.config, self.clean_audits["train"].image_counts
-            models.freeze(model, config.freeze)
+            models.freeze_parameters(model, config.freeze)
             outliers = getattr(config, "outliers", "none")
             options = {
                 "terms": losses.choose_terms(config.loss, outliers, model.centres is not None),
@@ -219,8 +221,13 @@ class Subject:
         """What was pasted into the checkpoint's training images, into every one here; None where nothing was."""
         if getattr(self.config, "outliers", "none") == "none":
             return None
-        where = Namespace(**{**vars(self.config), **vars(self._where())})
-        outliers, _ = open_outliers(where, self.spec)
+        where, config = self._where(), self.config
+        outliers, _ = open_outliers(
+            self.spec,
+            **outlier_options(config),
+            sets=parse_sets(where["dataset"], where["data_dir"]),
+            held_out=where["held_out"],
+        )
         outliers.options["chance"] = 1.0
         return outliers
 

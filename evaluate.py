@@ -13,7 +13,6 @@ Every figure is a fraction. mIoU stands beside the layout floor: what a predicto
 import itertools
 import json
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from datasets.label_spaces import declared_classes, declared_names, parse_sets, 
 from engine import summary
 from engine.devices import choose_device, open_dataset
 from engine.evaluation import evaluate_sets, merge_counts
-from engine.predictor import add_prediction_flags, apply_prediction_flags, feature_statistics, predict_image
+from engine.predictor import add_prediction_flags, feature_statistics, predict_image, set_views, view_options
 from engine.safe_miou import safe_miou
 from engine.summary import add_anomaly_flags, add_components, choose_scores, thresholds
 from engine.trained_run import check_classes, layout_map_of, load_predictor, space_of, trained_on
@@ -77,10 +76,10 @@ def is_other_set(args, content):
     if args.dataset is None:
         return False
     own = trained_on(content)
-    if run_name(args.dataset) != run_name(own.dataset):
+    if run_name(args.dataset) != run_name(own["dataset"]):
         return True
     named = parse_sets(args.dataset, args.data_dir) if args.data_dir else []
-    pairs = zip(named, parse_sets(own.dataset, own.data_dir), strict=False)
+    pairs = zip(named, parse_sets(own["dataset"], own["data_dir"]), strict=False)
     return any(name in IN_FOLDERS and root.resolve() != found.resolve() for (name, root, _), (_, found, _) in pairs)
 
 
@@ -90,7 +89,7 @@ def own_folders(args, own):
     Raises UserError where the run knows several sets of a name.
     """
     found = {}
-    for name, root, _ in parse_sets(own.dataset, own.data_dir):
+    for name, root, _ in parse_sets(own["dataset"], own["data_dir"]):
         found.setdefault(parse_name(name)[0], set()).add(root)
     folders = []
     for name, root, _ in parse_sets(args.dataset, None):
@@ -106,12 +105,11 @@ def open_split(args, content):
     """The split to evaluate: of the checkpoint's own data, or of other sets in its classes. Raises UserError."""
     own = trained_on(content)
     if not is_other_set(args, content):
-        spec, root = open_dataset(trained_on(content, args.data_dir))
+        spec, root = open_dataset(**trained_on(content, args.data_dir))
         check_classes(spec, content)
         return data.open_split(spec, root, args.split, args.limit)
     data_dir = args.data_dir or own_folders(args, own)
-    where = Namespace(dataset=args.dataset, data_dir=data_dir, anomaly_classes=own.anomaly_classes)
-    spec, root = open_dataset(where, space_of(content))
+    spec, root = open_dataset(args.dataset, data_dir, held_out=own["held_out"], space=space_of(content))
     for label, part in [(part.label, part.spec) for part in spec.parts] or [(spec.name, spec)]:
         if len(declared_classes(part)) == 1:
             only = declared_names(part)[0]
@@ -122,7 +120,7 @@ def open_split(args, content):
 def is_the_trained_set(part, content):
     """Whether a set is the one that the checkpoint's layout map was made of: by name, or by folder (`is_other_set`)."""
     own = trained_on(content)
-    sets = parse_sets(own.dataset, own.data_dir)
+    sets = parse_sets(own["dataset"], own["data_dir"])
     same = len(sets) == 1 and part.spec.name == sets[0][0]
     return same and (part.spec.name not in IN_FOLDERS or part.root.resolve() == sets[0][1].resolve())
 
@@ -418,7 +416,7 @@ def main():
     args = build_parser().parse_args()
     device = choose_device(args.device)
     predictor, content = load_predictor(args.ckpt, device)
-    apply_prediction_flags(predictor, args)
+    set_views(predictor, **view_options(args))
     split = open_split(args, content)
     check_files(split)
     scores = choose_scores(args, predictor, split)

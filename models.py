@@ -171,33 +171,42 @@ def _check_options(options):
             raise UserError(f"option {option}={value} is out of range", "--model", f"it must be {text}")
 
 
-def start_model(args, num_classes):
-    """The model that --model, --weights, --freeze and --aux-task describe: (model, lines that say what was loaded)."""
-    name, options = parse_model(args.model)
-    task, about = cli.parse_choice(args.aux_task, AUX_TASKS)
+def model_options(args):
+    """What the flags of the network say, as `start_model` takes it."""
+    return {"model": args.model, "weights": args.weights, "freeze": args.freeze, "aux_task": args.aux_task}
+
+
+def start_model(model, num_classes, *, weights="none", freeze="none", aux_task="none"):
+    """A network as training starts it: (model, lines that say what was loaded and what stays frozen).
+
+    model: "NAME:option=value,..." (`parse_model`); weights, freeze, aux_task: as --weights, --freeze and --aux-task
+    take them. What no weights are loaded into is drawn from torch's global generator. Raises UserError.
+    """
+    name, options = parse_model(model)
+    task, about = cli.parse_choice(aux_task, AUX_TASKS)
     if task != "none" and not 0 < about["weight"] < float("inf"):
         raise UserError(f"weight {about['weight']}", f"--aux-task {task}", "give a weight above 0")
-    model = build_model(name, num_classes, {**options, "properties": about.get("weight", 0.0)})
-    lines = load_weights(model, args.weights)
-    freeze(model, args.freeze)
-    return model, lines + describe_frozen(model, args.weights)
+    network = build_model(name, num_classes, {**options, "properties": about.get("weight", 0.0)})
+    lines = load_weights(network, weights)
+    freeze_parameters(network, freeze)
+    return network, lines + describe_frozen(network, weights)
 
 
-def check_trained_classes(args, classes, held_out):
+def check_trained_classes(weights, classes, held_out=(), freeze="none"):
     """Raise UserError where --weights is a checkpoint of ours whose classes do not go with those to learn now.
 
     held_out: names that are anomalies now. Weights that have learnt them would know what is to be found as unknown.
     """
-    trained = read_class_names(args.weights)
+    trained = read_class_names(weights)
     if trained is None or trained == list(classes):
         return
     if learnt := [name for name in held_out if name in trained]:
         what = f"these weights have learnt {learnt[0]!r}, which --anomaly-classes holds out"
-        raise UserError(what, args.weights, "start from weights that have not seen it")
-    if len(trained) == len(classes) or args.freeze in ("all-but-head", "all-but-residual"):
+        raise UserError(what, weights, "start from weights that have not seen it")
+    if len(trained) == len(classes) or freeze in ("all-but-head", "all-but-residual"):
         different = ", ".join(sorted({*trained} ^ {*classes})[:6]) or "their order"
         what = f"these weights know other classes ({different})"
-        raise UserError(what, args.weights, "use the set they were trained on, or weights of the backbone alone")
+        raise UserError(what, weights, "use the set they were trained on, or weights of the backbone alone")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -402,7 +411,7 @@ class Vit(Segmenter):
 # Freezing
 
 
-def freeze(model, rule):
+def freeze_parameters(model, rule):
     """Take parameters out of training.
 
     rule: "none"; "backbone"; "all-but-head", which leaves only the layers that make the outputs; "all-but-residual",

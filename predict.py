@@ -22,7 +22,7 @@ from datasets.masks import read_image
 from datasets.pairs import find_images
 from engine.devices import choose_device
 from engine.evaluation import ALARM_RATES
-from engine.predictor import add_prediction_flags, apply_prediction_flags, predict_image
+from engine.predictor import add_prediction_flags, predict_image, set_views, view_options
 from engine.trained_run import load_predictor
 from report.files import save_mask, save_picture
 from report.pictures import heat_map, overlay
@@ -99,7 +99,7 @@ def main():
     """Predict every photo; one that cannot be read is named at the end and costs the others nothing."""
     args = build_parser().parse_args()
     predictor, content = load_predictor(args.ckpt, choose_device(args.device))
-    apply_prediction_flags(predictor, args)
+    set_views(predictor, **view_options(args))
     score_name = choose_score(args, predictor)
     threshold = alarm_threshold(args, content)
     if threshold is not None and not predictor.plain:

@@ -24,10 +24,10 @@ import losses
 import metrics
 import models
 from anomaly.features import ScoreStatistics
-from anomaly.outliers import add_outlier_flags, check_outliers, open_outliers
+from anomaly.outliers import add_outlier_flags, check_outliers, open_outliers, outlier_options
 from cli import UserError
 from datasets.audit import audit_split, require_clean, unmapped_shares
-from datasets.label_spaces import declared_names, run_name
+from datasets.label_spaces import declared_names, parse_sets, run_name
 from engine.cache import add_cache_flags, cache_split
 from engine.checkpoint import fingerprint, load_last, load_state, save_checkpoint
 from engine.devices import (
@@ -40,7 +40,7 @@ from engine.devices import (
     start_processes,
 )
 from engine.evaluation import alarm_thresholds, collect_statistics, count_known, evaluate_sets, merge_counts
-from engine.optim import Schedule, add_optim_flags, build_optimizer
+from engine.optim import Schedule, add_optim_flags, build_optimizer, optimizer_options
 from engine.predictor import Predictor
 from engine.run_directory import Interrupted, Log, StopSignal
 from engine.sampling import build_sampling, parse_sampling, share_batches
@@ -113,7 +113,7 @@ def check_flags(args, processes):
     """Read every flag that has a language of its own, before hours go into reading data. Raises UserError."""
     _, options = models.parse_model(args.model)
     losses.check_heads(choose_terms(args), options)
-    check_outliers(args)
+    check_outliers(**outlier_options(args))
     parse_sampling(args.sampling, args.crop)
     Schedule(args.schedule, 1, 1)
     if args.batch_size < 2 * processes:
@@ -128,7 +128,7 @@ def check_flags(args, processes):
 
 def prepare_data(args, processes=1):
     """Open and audit the training and validation split: (spec, {split: Split}, {split: Audit}, Layout)."""
-    spec, root = open_dataset(args)
+    spec, root = open_dataset(**data.dataset_options(args))
     splits = {name: data.open_split(spec, root, name, args.limit) for name in ("train", "val")}
     if len(splits["train"]) < 2 * processes:
         raise UserError(f"training needs at least {2 * processes} images", root, "add images, or raise --limit")
@@ -186,12 +186,12 @@ def write_samples(path, split, sampling, geometry, augment, spec, palette, count
 def prepare_model(args, spec, last, device):
     """The model, from the run's last checkpoint or from --weights, frozen as told: (model, starting fingerprint)."""
     if last:
-        model, _ = models.start_model(Namespace(**{**vars(args), "weights": "none"}), spec.num_classes)
+        model, _ = models.start_model(num_classes=spec.num_classes, **{**models.model_options(args), "weights": "none"})
         load_state(model, last["state"], args.run_dir)
         initial = last["initial"]
     else:
-        models.check_trained_classes(args, spec.classes, cli.names(args.anomaly_classes))
-        model, lines = models.start_model(args, spec.num_classes)
+        models.check_trained_classes(args.weights, spec.classes, cli.names(args.anomaly_classes), args.freeze)
+        model, lines = models.start_model(num_classes=spec.num_classes, **models.model_options(args))
         print("\n".join(lines))
         initial = fingerprint(model)
     return model.to(device, memory_format=torch.channels_last), initial
@@ -414,7 +414,12 @@ def main():
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
     splits = cache_splits(args, splits, geometry)
-    outliers, lines = open_outliers(args, spec)
+    outliers, lines = open_outliers(
+        spec,
+        **outlier_options(args),
+        sets=parse_sets(args.dataset, args.data_dir),
+        held_out=cli.names(args.anomaly_classes),
+    )
     for line in lines if rank == 0 else []:
         print(line)
     sampling = build_sampling(args.sampling, audits["train"], geometry, outliers)
@@ -423,7 +428,7 @@ def main():
     total_steps = args.iters or args.epochs * steps
     training = Training(
         model=model,
-        optimizer=build_optimizer(args, model),
+        optimizer=build_optimizer(model, **optimizer_options(args)),
         schedule=Schedule(args.schedule, total_steps, steps, args.warmup),
         sampling=sampling,
         augment=augment,

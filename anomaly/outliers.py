@@ -19,7 +19,6 @@ from cli import UserError
 from data import Split
 from datasets.audit import audit_split
 from datasets.catalogue import build_spec, recognise
-from datasets.label_spaces import parse_sets
 from datasets.pairs import find_pairs
 
 PASTE = {"chance": 0.5, "number": 3, "size": [0.1, 0.6], "match": 0.5}
@@ -101,19 +100,24 @@ class Found(NamedTuple):
     box: tuple
 
 
-def check_outliers(args):
+def outlier_options(args):
+    """What the flags about outliers say, as `open_outliers` and `check_outliers` take it."""
+    return {"outliers": args.outliers, "outlier_classes": cli.names(args.outlier_classes), "paste": args.paste}
+
+
+def check_outliers(outliers, outlier_classes=(), paste=PASTED):
     """Read the flags about outliers, and look whether there is a data set, before hours go into reading data.
 
     Raises UserError for what cannot be meant.
     """
-    parse_paste(args.paste)
-    if args.outliers == "none":
-        for name, value, default in (("outlier-classes", args.outlier_classes, ""), ("paste", args.paste, PASTED)):
-            if value != default:
+    parse_paste(paste)
+    if outliers == "none":
+        for name, given in (("outlier-classes", bool(outlier_classes)), ("paste", paste != PASTED)):
+            if given:
                 raise UserError(f"--{name} without --outliers", remedy="add --outliers DIR or --outliers noise-shapes")
-    elif args.outliers != SHAPES:
-        recognise(args.outliers)
-    elif args.outlier_classes:
+    elif outliers != SHAPES:
+        recognise(outliers)
+    elif outlier_classes:
         raise UserError(f"{SHAPES} have no classes", "--outlier-classes", "leave it out")
 
 
@@ -311,30 +315,30 @@ def find_objects(split, chosen):
     return found
 
 
-def open_outliers(args, spec):
-    """What --outliers, --outlier-classes and --paste describe: (Outliers or None, lines that say what is pasted).
+def open_outliers(spec, outliers, *, outlier_classes=(), paste=PASTED, sets=(), held_out=()):
+    """What is pasted into training images: (Outliers or None, lines that say what it is).
 
-    args: the flags of training, its data set's among them; spec: of the training set, held-out classes taken out.
+    spec: of the training set, held-out classes taken out; outliers: "none", "noise-shapes" or a folder that holds a
+    data set; outlier_classes: names of its classes, none for all objects; paste: as --paste takes it; sets: the rows
+    of `parse_sets` that are trained on; held_out: names of the classes that are held out.
     By default no class is pasted whose name overlaps with any of the training set's, the held-out ones among them: what
     is to be found as unknown later must not be taught now.
     Raises UserError for a folder that holds no known data set, or the training set itself, for classes or options that
     do not exist, and for files that cannot be read.
     """
-    check_outliers(args)
-    if args.outliers == "none":
+    check_outliers(outliers, outlier_classes, paste)
+    if outliers == "none":
         return None, []
-    options = parse_paste(args.paste)
-    if args.outliers == SHAPES:
+    options = parse_paste(paste)
+    if outliers == SHAPES:
         return Outliers([], None, spec.num_classes, options), ["outliers: made-up shapes"]
-    sets = parse_sets(args.dataset, args.data_dir)
-    if Path(args.outliers).resolve() in {folder.resolve() for _, folder, _ in sets}:
+    if Path(outliers).resolve() in {folder.resolve() for _, folder, _ in sets}:
         raise UserError("the training set itself", "--outliers", "its other splits are evaluated on; name another set")
-    other = replace(recognise(args.outliers), cut=())  # all its images: none of them is evaluated on
+    other = replace(recognise(outliers), cut=())  # all its images: none of them is evaluated on
     known = list(dict.fromkeys(name for one, folder, _ in sets for name in build_spec(one, folder).classes))
-    held_out = cli.names(args.anomaly_classes)
-    chosen, left = choose_classes(other, cli.names(args.outlier_classes), known, held_out)
-    pairs = {pair for name in other.splits for pair in find_pairs(other, args.outliers, name)}
-    split = Split("outliers", other, Path(args.outliers), sorted(pairs))
+    chosen, left = choose_classes(other, outlier_classes, known, held_out)
+    pairs = {pair for name in other.splits for pair in find_pairs(other, outliers, name)}
+    split = Split("outliers", other, Path(outliers), sorted(pairs))
     objects = find_objects(split, chosen)
     names = ", ".join(other.classes[i] for i in chosen)
     lines = [f"outliers: {len(objects)} objects of {other.name}: {names}"]

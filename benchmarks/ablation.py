@@ -156,7 +156,7 @@ def measure(run, args):
     if kept.is_file():
         return torch.load(kept, weights_only=True)
     predictor, content = load_predictor(run / "best.pth", choose_device(args.device))
-    split = data.open_split(*open_dataset(trained_on(content)), "test", args.limit)
+    split = data.open_split(*open_dataset(**trained_on(content)), "test", args.limit)
     layout_map = layout_map_of(content)
     options = {"batch_size": 8, "workers": args.workers}
     totals = evaluate(predictor, split, layout_map=layout_map, **options)

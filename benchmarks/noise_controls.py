@@ -62,7 +62,7 @@ def main():
     data.add_data_flags(parser)
     parser.add_argument("--only", choices=list(CONTROLS), help="one of them; empty: all")
     args = parser.parse_args()
-    spec, root = open_dataset(args)
+    spec, root = open_dataset(**data.dataset_options(args))
     wrong = 0
     for name, (make, changes, expected) in CONTROLS.items():
         if args.only not in (None, name):

@@ -280,7 +280,7 @@ def main():
     add_panel_flags(parser)
     args = parser.parse_args()
     if not Path(args.streets).exists():
-        open_dataset(diagnose.build_parser().parse_args(["--data-dir", args.streets]))
+        open_dataset("streets", args.streets)
     cases, start = [], time.perf_counter()
     for case in all_cases(args):
         run_case(case, Path(args.out) / case.set / "diagnoses")

@@ -284,8 +284,8 @@ def _without_aux(build):
 
 
 def _frozen(start):
-    def start_model(args, num_classes):
-        model, lines = start(args, num_classes)
+    def start_model(*words, **options):
+        model, lines = start(*words, **options)
         for parameter in model.backbone.parameters():
             parameter.requires_grad_(False)
         return model, lines

@@ -12,7 +12,6 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def main():
     parser = cli.Parser(__doc__)
     parser.add_argument("--ckpt", metavar="FILE", help="a trained model; empty: train the default recipe now")
     args = parser.parse_args()
-    spec, root = open_dataset(Namespace(dataset="streets", data_dir=None, label_space="own", anomaly_classes=""))
+    spec, root = open_dataset("streets")
     train, test = (data.open_split(spec, root, name) for name in ("train", "test"))
     layout = metrics.fit_layout(audit_split(train, metrics.GRID).grids, spec.num_classes)
     colour, exponent = colour_alone(train, test)

@@ -11,7 +11,6 @@ same images on disk (480x360 JPEG with PNG masks), same number of workers, nothi
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +108,7 @@ def start_training(split, size, device):
     audit = audit_split(split, metrics.GRID)
     return Training(
         model=ours,
-        optimizer=build_optimizer(Namespace(optimizer="adamw", lr=1e-3, backbone_lr=None, weight_decay=0.01), ours),
+        optimizer=build_optimizer(ours, "adamw", lr=1e-3),
         schedule=Schedule("constant", 1, 1),
         sampling=Sampling("uniform", {}, audit, data.Geometry(size)),
         augment=data.Augment(data.parse_augment("flip=0.5,scale=0.75:1.5,colour=0.3")),

@@ -100,15 +100,15 @@ def all_gather(value):
     return everyone
 
 
-def open_dataset(args, space=None):
-    """`data.open_dataset`; the embedded streets are rendered where they are missing."""
-    for name, root, _ in parse_sets(args.dataset, args.data_dir):
+def open_dataset(dataset="streets", data_dir=None, **options):
+    """`data.open_dataset`; the embedded streets are rendered where they are missing, once on each machine."""
+    for name, root, _ in parse_sets(dataset, data_dir):
         if name == "streets" and not root.exists():
             if local_rank() == 0:
                 print(f"rendering the embedded scenes into {root}")
                 write_streets(root)
             all_gather(None)  # wait for it
-    return data.open_dataset(args, space)
+    return data.open_dataset(dataset, data_dir, **options)
 
 
 def all_reduce_mean(value, processes):

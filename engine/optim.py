@@ -46,26 +46,32 @@ def add_optim_flags(parser):
     group.add_argument("--clip", type=cli.non_negative, default=0.0, help="largest gradient norm; 0: off")
 
 
-def build_optimizer(args, model):
+def optimizer_options(args):
+    """What the flags of the optimiser say, as `build_optimizer` takes it."""
+    names = ("optimizer", "lr", "backbone_lr", "weight_decay")
+    return {name: getattr(args, name) for name in names}
+
+
+def build_optimizer(model, optimizer="adamw", *, lr=2e-3, backbone_lr=None, weight_decay=0.01):
     """AdamW, Adam or SGD over up to four groups: backbone and head, with and without weight decay.
 
     What is no matrix gets no decay: biases, normalisation weights and layer scales (one value a channel), position
     embeddings and class tokens. Each group keeps its peak rate as `base_lr`.
-    Raises UserError if nothing is left to train.
+    optimizer: adamw, adam or sgd; backbone_lr: None for `lr`. Raises UserError if nothing is left to train.
     """
     backbone = {id(p) for p in model.backbone.parameters()}
-    backbone_lr = args.lr if args.backbone_lr is None else args.backbone_lr
+    backbone_lr = lr if backbone_lr is None else backbone_lr
     groups = {}
     for name, parameter in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
-        lr = backbone_lr if id(parameter) in backbone else args.lr
-        decay = args.weight_decay if is_matrix(name, parameter) else 0.0
-        groups.setdefault((id(parameter) in backbone, decay), (lr, decay, []))[2].append(parameter)
+        peak = backbone_lr if id(parameter) in backbone else lr
+        decay = weight_decay if is_matrix(name, parameter) else 0.0
+        groups.setdefault((id(parameter) in backbone, decay), (peak, decay, []))[2].append(parameter)
     if not groups:
         raise UserError("nothing is left to train", "--freeze", "freeze less")
-    groups = [{"params": ps, "lr": lr, "base_lr": lr, "weight_decay": decay} for lr, decay, ps in groups.values()]
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.lr, momentum=0.9)
-    return (torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam)(groups, lr=args.lr)
+    groups = [{"params": ps, "lr": peak, "base_lr": peak, "weight_decay": decay} for peak, decay, ps in groups.values()]
+    if optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    return (torch.optim.AdamW if optimizer == "adamw" else torch.optim.Adam)(groups, lr=lr)
 
 
 def is_matrix(name, parameter):

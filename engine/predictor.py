@@ -52,17 +52,22 @@ def scales(text):
     return values
 
 
-def apply_prediction_flags(predictor, args):
-    """Let a predictor see each picture as --tta, --scales and --sliding-window say.
+def view_options(args):
+    """What the flags of prediction say, as `set_views` takes it."""
+    return {"flip": args.tta == "flip", "scales": args.scales, "sliding_window": args.sliding_window}
+
+
+def set_views(predictor, *, flip=False, scales=(1.0,), sliding_window=False):
+    """Let a predictor average over the mirror image, several scales, and windows of the size of the training crop.
 
     Raises UserError for --sliding-window where the model was not trained on crops.
     """
     crop = predictor.geometry.crop
-    if args.sliding_window and crop is None:
+    if sliding_window and crop is None:
         remedy = "leave the flag out, or train with --crop HxW"
         raise UserError("the model was trained on whole images, so no window has a size", "--sliding-window", remedy)
-    predictor.flip, predictor.scales = args.tta == "flip", args.scales
-    predictor.window = crop if args.sliding_window else None
+    predictor.flip, predictor.scales = flip, scales
+    predictor.window = crop if sliding_window else None
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """A checkpoint as what can be asked: its predictor, its data set, its classes, its layout map."""
 
-import argparse
-
 import cli
 import data
 from cli import UserError
@@ -33,14 +31,14 @@ def check_classes(spec, content):
 
 
 def trained_on(content, data_dir=None):
-    """The flags that choose the data a checkpoint was trained on, in the folders noted there or `data_dir`'s."""
+    """The data a checkpoint was trained on, as `open_dataset` takes it, in the folders noted there or `data_dir`'s."""
     config = content["config"]
-    return argparse.Namespace(
-        dataset=config["dataset"],
-        data_dir=data_dir or config["data_dir"],
-        label_space=config.get("label_space", "own"),
-        anomaly_classes=config.get("anomaly_classes", ""),
-    )
+    return {
+        "dataset": config["dataset"],
+        "data_dir": data_dir or config["data_dir"],
+        "label_space": config.get("label_space", "own"),
+        "held_out": cli.names(config.get("anomaly_classes", "")),
+    }
 
 
 def space_of(content):

@@ -83,15 +83,20 @@ class Preparation(nn.Module):
         return (images - self.mean) / self.std
 
 
-def build_preparation(args):
+def preparation_options(args):
+    """What the flags of somebody else's input say, as `build_preparation` takes it."""
+    return {"mean": args.mean, "std": args.std, "channel_order": args.channel_order}
+
+
+def build_preparation(mean=None, std=None, channel_order="rgb"):
     """The Preparation that --mean, --std and --channel-order describe; what is not given is ImageNet's.
 
     A mean or std with a number above 1.5 is of images in [0, 255]; a std of 1 beside such a mean is so, too: there it
     stands for "not divided", as in networks that came from Caffe.
     Raises UserError for a std that is not above 0.
     """
-    turn = -1 if args.channel_order == "bgr" else 1
-    mean, std = args.mean or IMAGENET[0][::turn], args.std or IMAGENET[1][::turn]
+    turn = -1 if channel_order == "bgr" else 1
+    mean, std = mean or IMAGENET[0][::turn], std or IMAGENET[1][::turn]
     if min(std) <= 0:
         raise UserError(f"standard deviation {min(std):g}", "--std", "give numbers above 0")
     bytes_in = max(map(abs, mean)) > 1.5
@@ -99,7 +104,7 @@ def build_preparation(args):
         std = tuple(value / 255 for value in std)
     if bytes_in:
         mean = tuple(value / 255 for value in mean)
-    return Preparation(mean, std, args.channel_order)
+    return Preparation(mean, std, channel_order)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -206,14 +206,12 @@ def prepare(args, audit, device, change=None):
     """
     torch.manual_seed(args.seed)
     num_classes, geometry = audit.split.spec.num_classes, data.Geometry(args.image_size)
-    model, _ = models.start_model(args, num_classes)
+    model, _ = models.start_model(num_classes=num_classes, **models.model_options(args))
     predictor = Predictor(model, num_classes, geometry, device)  # brings the model to the device
     criterion = losses.Criterion({"ce": [1.0]}, num_classes, Normalise()).to(device)
-    args = copy.copy(args)
-    args.optimizer, args.weight_decay, args.backbone_lr = "adamw", 0.01, None
     training = Training(
         model=model,
-        optimizer=build_optimizer(args, model),
+        optimizer=build_optimizer(model, "adamw", lr=args.lr, weight_decay=0.01),
         schedule=Schedule("onecycle", args.iters, max(1, math.ceil(len(audit.split) / args.batch_size))),
         sampling=Sampling("uniform", {}, audit, geometry),
         augment=ChangedInput(change),

@@ -130,7 +130,7 @@ def _judge_unchanged(model, initial, rule):
 def _frozen_modules(model, rule):
     """Names of the modules whose own parameters a freeze rule all takes out of training."""
     model = copy.deepcopy(model).requires_grad_(True)
-    models.freeze(model, rule)
+    models.freeze_parameters(model, rule)
     own = {name: list(module.parameters(recurse=False)) for name, module in model.named_modules()}
     return {name for name, found in own.items() if found and not any(p.requires_grad for p in found)}
 

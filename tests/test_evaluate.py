@@ -22,7 +22,7 @@ import predict
 from datasets.driving import STREETHAZARDS
 from engine import evaluation
 from engine.checkpoint import load_checkpoint
-from engine.predictor import Predictor, apply_prediction_flags, feature_statistics, window_starts
+from engine.predictor import Predictor, feature_statistics, set_views, view_options, window_starts
 from engine.trained_run import load_predictor
 from networks.blocks import Normalise
 from networks.weights import load_weights
@@ -256,10 +256,10 @@ def test_wrong_scales_are_one_line(text):
 
 def test_flags_reach_the_predictor():
     predictor = watched()
-    apply_prediction_flags(predictor, parsed())
+    set_views(predictor, **view_options(parsed()))
     assert (predictor.flip, predictor.scales, predictor.window) == (False, (1.0,), None)
     words = ["--tta", "flip", "--scales", "0.75,1,1.25", "--sliding-window"]
-    apply_prediction_flags(predictor, parsed(*words))
+    set_views(predictor, **view_options(parsed(*words)))
     assert (predictor.flip, predictor.scales, predictor.window) == (True, (0.75, 1.0, 1.25), [16, 20])
     same = predict.build_parser().parse_args(["--ckpt", "best.pth", "a.jpg", *words])
     assert (same.tta, same.scales, same.sliding_window) == ("flip", (0.75, 1.0, 1.25), True)

@@ -501,7 +501,7 @@ def statistics(module):
 @pytest.mark.parametrize("name", QUICK)
 def test_frozen_backbone_keeps_parameters_and_statistics(name):
     model = build(name).eval()
-    models.freeze(model, "backbone")
+    models.freeze_parameters(model, "backbone")
     models.train_mode(model)
     frozen, before = statistics(model.backbone), statistics(model)
     sum(logits.mean() for logits in model(torch.randn(2, 3, 33, 33)).values()).backward()
@@ -516,7 +516,7 @@ def test_frozen_backbone_keeps_parameters_and_statistics(name):
 @pytest.mark.parametrize("name", LIGHT)
 def test_all_but_head_trains_the_classifier_alone(name):
     model = build(name)
-    models.freeze(model, "all-but-head")
+    models.freeze_parameters(model, "all-but-head")
     models.train_mode(model)
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"classifier.weight", "classifier.bias"}
@@ -531,7 +531,7 @@ def test_models_without_published_weights_say_so(tmp_path):
 
 def test_the_first_n_parameters_are_the_first_layers():
     model = build("mobilenetv2")
-    models.freeze(model, "50")
+    models.freeze_parameters(model, "50")
     models.train_mode(model)
     trained = [parameter.requires_grad for parameter in model.parameters()]
     assert trained == [False] * 50 + [True] * (len(trained) - 50)
@@ -543,14 +543,14 @@ def test_the_first_n_parameters_are_the_first_layers():
 def test_none_freezes_nothing():
     model = build("mobilenetv2")
     for rule in ("none", "0"):
-        models.freeze(model, rule)
+        models.freeze_parameters(model, rule)
         assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("rule", ["head", "-1", "1.5", "", "100000"])
 def test_a_bad_rule_is_refused(rule):
     with pytest.raises(UserError, match="--freeze"):
-        models.freeze(build("mobilenetv2"), rule)
+        models.freeze_parameters(build("mobilenetv2"), rule)
 
 
 def test_batch_norm_without_parameters_still_trains():
@@ -576,7 +576,7 @@ def test_the_help_lists_every_model_and_option_with_its_default():
 def test_dropout_acts_in_training_and_rests_in_evaluation():
     model = models.build_model("fpn_mobilenet_v2", 5, {"dropout": 0.5})
     images = torch.randn(2, 3, 64, 64)
-    models.freeze(model, "backbone")
+    models.freeze_parameters(model, "backbone")
     models.train_mode(model)
     model.pyramid.eval()
     assert not torch.equal(model(images)["out"], model(images)["out"])
@@ -619,7 +619,7 @@ def test_a_residual_head_starts_as_the_classifier_and_never_changes_its_answer()
     before = model(images)
     assert torch.equal(before["out"], plain(images)["out"])
     assert torch.equal(before["open"], before["out"])
-    models.freeze(model, "all-but-residual")
+    models.freeze_parameters(model, "all-but-residual")
     models.train_mode(model)
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     for _ in range(3):  # in training mode: frozen batch norm keeps its statistics, dropout is on
@@ -642,7 +642,7 @@ def test_an_unfrozen_segmenter_learns_nothing_from_the_residual_head():
 
 def test_freezing_all_but_a_residual_head_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="no residual head.*residual=on"):
-        models.freeze(models.build_model("fpn_mobilenet_v2", 3), "all-but-residual")
+        models.freeze_parameters(models.build_model("fpn_mobilenet_v2", 3), "all-but-residual")
 
 
 def test_a_trained_segmenters_file_starts_a_model_with_a_residual_head(tmp_path):

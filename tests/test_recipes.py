@@ -9,7 +9,7 @@ import data
 import losses
 import models
 import train
-from engine.optim import Schedule, build_optimizer
+from engine.optim import Schedule, build_optimizer, optimizer_options
 from engine.sampling import parse_sampling
 from networks.blocks import Normalise
 
@@ -26,8 +26,8 @@ def test_recipe(path):
     with torch.device("meta"):
         model = models.build_model(name, 34, options)
     assert args.weights == "none" or getattr(model, args.weights)
-    models.freeze(model, args.freeze)
-    assert build_optimizer(args, model)
+    models.freeze_parameters(model, args.freeze)
+    assert build_optimizer(model, **optimizer_options(args))
     Schedule(args.schedule, 1000, 100, args.warmup).rate(args.lr, 500)
     assert losses.Criterion(losses.parse_loss(args.loss), 34, Normalise(), label_smoothing=args.label_smoothing)
     data.parse_augment(args.augment)

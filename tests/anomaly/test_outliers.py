@@ -1,7 +1,7 @@
 """Pasted objects: which classes, which pixels, the same for any number of workers, and nothing of what is held out."""
 
 import json
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,9 +30,9 @@ from tests.conftest import run_script, write_folder_set
 CAMVID = driving.CAMVID.classes
 
 
-def options(**changes):
-    data_set = {"dataset": "camvid", "data_dir": None, "anomaly_classes": ""}
-    return Namespace(**{**data_set, "outliers": "none", "outlier_classes": "", "paste": "chance=1", **changes})
+def open_pasted(outliers="none", *, spec=driving.CAMVID, sets=(("camvid", Path("data/camvid"), None),), **options):
+    """`open_outliers` with an object in every image, beside CamVid unless told otherwise."""
+    return open_outliers(spec, outliers, sets=sets, **{"paste": "chance=1", **options})
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def object_set(tmp_path):
 
 
 def open_objects(object_set, **changes):
-    return open_outliers(options(outliers=str(object_set), **changes), driving.CAMVID)
+    return open_pasted(str(object_set), **changes)
 
 
 def test_by_default_msrc_gives_what_camvid_does_not_know():
@@ -182,8 +182,7 @@ def test_pastes_come_from_the_order_generator_alone():
 def test_workers_paste_as_the_main_process_does(folder_set, object_set):
     spec = folder_spec(folder_set)
     split = data.open_split(spec, folder_set, "train")
-    wanted = options(dataset="folder", data_dir=str(folder_set), outliers=str(object_set))
-    outliers, _ = open_outliers(wanted, spec)
+    outliers, _ = open_pasted(str(object_set), spec=spec, sets=[("folder", folder_set, None)])
     order = torch.Generator().manual_seed(0)
     requests = outliers.add_pastes(uniform_requests(len(split), order), order)
     batches = [requests[:4], requests[4:]]
@@ -235,9 +234,9 @@ def test_train_leaves_out_the_held_out_names(tmp_path, object_set):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"outlier_classes": "cow"}, "--outlier-classes without --outliers"),
+        ({"outlier_classes": ["cow"]}, "--outlier-classes without --outliers"),
         ({}, "--paste without --outliers"),
-        ({"outliers": "noise-shapes", "outlier_classes": "cow"}, "have no classes"),
+        ({"outliers": "noise-shapes", "outlier_classes": ["cow"]}, "have no classes"),
         ({"outliers": "nowhere"}, "no such folder"),
         ({"outliers": "noise-shapes", "paste": "chance=2"}, "chance=2.0 is out of range"),
         ({"outliers": "noise-shapes", "paste": "sise=1"}, "unknown option 'sise'.*did you mean 'size'"),
@@ -245,18 +244,21 @@ def test_train_leaves_out_the_held_out_names(tmp_path, object_set):
 )
 def test_wrong_flags_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        open_outliers(options(**changes), driving.CAMVID)
+        open_pasted(**changes)
 
 
 def test_a_folder_without_a_known_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="no known data set"):
-        open_outliers(options(outliers=str(tmp_path)), driving.CAMVID)
+        open_pasted(str(tmp_path))
 
 
 def test_the_training_set_itself_is_refused(folder_set):
-    args = options(dataset="folder", data_dir=str(folder_set), outliers=str(folder_set / "." / "images" / ".."))
     with pytest.raises(UserError, match="the training set itself"):
-        open_outliers(args, folder_spec(folder_set))
+        open_pasted(
+            str(folder_set / "." / "images" / ".."),
+            spec=folder_spec(folder_set),
+            sets=[("folder", folder_set, None)],
+        )
 
 
 def test_a_damaged_outlier_file_stops_before_the_first_step(object_set):

@@ -1,7 +1,6 @@
 """The official layouts: a miniature of each, as its archive unpacks, read end to end."""
 
 import json
-from argparse import Namespace
 from collections import Counter
 
 import numpy as np
@@ -109,7 +108,7 @@ def test_msrcs_own_archive_has_no_lists_and_is_cut_by_name(tmp_path, folder, cap
     splits = read_all("msrc", tmp_path)
     assert sum(map(len, splits.values())) == 40
     assert all(splits["test"].pairs)
-    data.open_dataset(Namespace(dataset="msrc", data_dir=tmp_path, label_space="own", anomaly_classes=""))
+    data.open_dataset("msrc", tmp_path)
     assert "no train.txt" in capsys.readouterr().err
 
 

@@ -1,6 +1,5 @@
 """Several sets in one label space: names, codes, parts, proportions."""
 
-from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -29,10 +28,6 @@ from engine.sampling import SampleRequest, build_sampling, share_batches, take_t
 from tests.conftest import write_folder_set
 
 CAMVID, STREETS, CITYSCAPES, MSRC = (SPECS[name][0] for name in ("camvid", "streets", "cityscapes", "msrc"))
-
-
-def where(dataset, data_dir, label_space="own", anomaly_classes=""):
-    return Namespace(dataset=dataset, data_dir=data_dir, label_space=label_space, anomaly_classes=anomaly_classes)
 
 
 def test_common_names():
@@ -163,7 +158,7 @@ def test_sets_folders_and_shares_are_read():
 )
 def test_wrong_flags_are_one_line(dataset, data_dir, message):
     with pytest.raises(UserError, match=message):
-        data.open_dataset(where(dataset, data_dir))
+        data.open_dataset(dataset, data_dir)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,7 +176,7 @@ def two_sets(tmp_path):
 
 def open_both(two_sets, split="train", shares=("", ""), **options):
     dataset = ",".join(f"folder{share}" for share in shares)
-    spec, root = data.open_dataset(where(dataset, ",".join(map(str, two_sets)), **options))
+    spec, root = data.open_dataset(dataset, ",".join(map(str, two_sets)), **options)
     return data.open_split(spec, root, split)
 
 
@@ -226,7 +221,7 @@ def test_a_fault_names_the_set_it_is_in(two_sets):
 
 
 def test_held_out_classes_are_void_in_training_and_anomalies_after_in_every_set(two_sets):
-    train, val = (open_both(two_sets, split, anomaly_classes="blue") for split in ("train", "val"))
+    train, val = (open_both(two_sets, split, held_out=["blue"]) for split in ("train", "val"))
     assert train.spec.classes == ("red", "green")
     assert train.spec.anomaly
     for split, expected in ((train, VOID), (val, 2)):

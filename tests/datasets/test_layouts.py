@@ -7,7 +7,6 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -637,9 +636,8 @@ def test_label_spaces_and_held_out_classes_are_judged_by_the_sets_own_coding():
 
 def audit_seen_as(name, root, view):
     """The train split's audit of a set in a label space, or with classes held out."""
-    names = {"label_space": "own", "anomaly_classes": "bus,train"} if view == "held out" else {"label_space": view,
-             "anomaly_classes": ""}  # fmt: skip
-    spec, root = data.open_dataset(SimpleNamespace(dataset=name, data_dir=str(root), **names))
+    seen = {"held_out": ["bus", "train"]} if view == "held out" else {"label_space": view}
+    spec, root = data.open_dataset(name, str(root), **seen)
     return audit_split(data.open_split(spec, root, "train"), GRID)
 
 

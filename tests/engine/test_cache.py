@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,10 +91,7 @@ def test_batches_are_those_of_decoding_bit_for_bit(sizes_set, tmp_path, kind, wo
 
 def test_two_sets_share_a_cache(tmp_path):
     roots = [write_folder_set(tmp_path / "a"), write_folder_set(tmp_path / "b", size=(60, 70), classes=4, seed=1)]
-    where = Namespace(
-        dataset="folder,folder", data_dir=",".join(map(str, roots)), label_space="own", anomaly_classes=""
-    )
-    split = data.open_split(*data.open_dataset(where), "train")
+    split = data.open_split(*data.open_dataset("folder,folder", ",".join(map(str, roots))), "train")
     cached = cache_split(split, WHOLE, f"disk:{tmp_path / 'cache'}", training=True)
     batches = requests(len(split))
     same_batches(data.training_batches(split, WHOLE, batches), data.training_batches(cached, WHOLE, batches))

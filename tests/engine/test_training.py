@@ -106,15 +106,13 @@ def test_unknown_schedule_is_the_users_error():
 # ---- optimiser and step
 
 
-def options(**changes):
-    base = {"optimizer": "adamw", "lr": 0.1, "backbone_lr": 0.01, "weight_decay": 0.5}
-    return Namespace(**{**base, **changes})
+RATES = {"lr": 0.1, "backbone_lr": 0.01, "weight_decay": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_backbone_and_head_have_their_own_rate_and_norms_no_decay(kind):
     model = models.build_model("mobilenetv2", 3)
-    optimizer = build_optimizer(options(optimizer=kind), model)
+    optimizer = build_optimizer(model, kind, **RATES)
     found = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     assert len(found) == len(list(model.parameters()))
     inside = {id(p) for p in model.backbone.parameters()}
@@ -130,7 +128,7 @@ def test_backbone_and_head_have_their_own_rate_and_norms_no_decay(kind):
 def test_what_is_no_matrix_has_no_decay(name, part):
     with torch.device("meta"):
         model = models.build_model(name, 3)
-    decays = {id(p): g["weight_decay"] for g in build_optimizer(options(), model).param_groups for p in g["params"]}
+    decays = {id(p): g["weight_decay"] for g in build_optimizer(model, **RATES).param_groups for p in g["params"]}
     found = {key: decays[id(parameter)] for key, parameter in model.named_parameters()}
     assert any(part in key for key in found)
     for key, decay in found.items():
@@ -141,12 +139,12 @@ def test_what_is_no_matrix_has_no_decay(name, part):
 def test_nothing_left_to_train_is_an_error():
     model = models.build_model("mobilenetv2", 3).requires_grad_(False)
     with pytest.raises(UserError, match="--freeze"):
-        build_optimizer(options(), model)
+        build_optimizer(model, **RATES)
 
 
 def start(model, **changes):
     made = {"schedule": Schedule("constant", 10, 10), "augment": data.Augment({}), "clip": 0.0, "seed": 0}
-    optimizer = build_optimizer(options(lr=0.01, optimizer=changes.pop("optimizer", "adamw")), model)
+    optimizer = build_optimizer(model, changes.pop("optimizer", "adamw"), **{**RATES, "lr": 0.01})
     made |= {"sampling": None, "optimizer": optimizer}
     return Training(model=model, device=CPU, dtype=None, **{**made, **changes})
 
@@ -187,7 +185,7 @@ def test_accumulated_parts_equal_the_whole_batch():
     torch.manual_seed(0)
     model = models.build_model("mobilenetv2", 3)
     model(torch.randn(4, 3, 64, 64))
-    models.freeze(model, "all-but-head")  # batch norm frozen: with its own statistics a part would see other features
+    models.freeze_parameters(model, "all-but-head")  # batch norm of parts would see other features
     models.train_mode(model)
     weights = torch.tensor([1.0, 0.2, 3.0])
     criterion = losses.Criterion({"ce": [1.0], "dice": [0.5], "lovasz": [0.3]}, 3, Normalise(), weights)
@@ -218,7 +216,7 @@ def test_a_loss_that_draws_from_the_batch_keeps_its_scale_in_parts():
 
 def test_frozen_parameters_and_a_loss_that_reaches_none_of_the_others_are_an_error():
     model = models.build_model("mobilenetv2", 3)
-    models.freeze(model, "all-but-head")
+    models.freeze_parameters(model, "all-but-head")
     criterion = losses.Criterion({"contrastive": [1.0, 0.5]}, 3, Normalise())
     with pytest.raises(UserError, match="no term of the loss reaches a parameter"):
         train_step(start(model), criterion, *batch())

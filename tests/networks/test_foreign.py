@@ -4,7 +4,6 @@ import copy
 import importlib
 import sys
 import types
-from argparse import Namespace
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -21,7 +20,15 @@ from cli import UserError
 from engine.predictor import Predictor
 from engine.training import batch_loss
 from networks.blocks import Normalise
-from networks.foreign import REPO_ROOT, Foreign, ImportIsolation, add_foreign_flags, build_preparation, load_foreign
+from networks.foreign import (
+    REPO_ROOT,
+    Foreign,
+    ImportIsolation,
+    add_foreign_flags,
+    build_preparation,
+    load_foreign,
+    preparation_options,
+)
 
 CLASSES = 5
 CPU = torch.device("cpu")
@@ -383,7 +390,7 @@ def test_strangers_predict_and_learn_as_ours_do(write, tmp_path, name):
     }[name]().eval()
     weights = saved(tmp_path / "w.pth", {"state_dict": reference.state_dict()})
     net = load_foreign(f"{write('build.py', STRANGERS[name])}:make", weights, CLASSES)
-    preparation = build_preparation(Namespace(mean=None, std=None, channel_order="rgb"))
+    preparation = build_preparation()
     predictor = Predictor(net, CLASSES, data.Geometry([64, 96]), CPU, preparation)
     raw = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -405,7 +412,7 @@ def test_strangers_predict_and_learn_as_ours_do(write, tmp_path, name):
 def prepared(*words):
     parser = cli.Parser("test")
     add_foreign_flags(parser)
-    return build_preparation(parser.parse_args(list(words)))
+    return build_preparation(**preparation_options(parser.parse_args(list(words))))
 
 
 def test_the_default_is_our_own_normalisation():

@@ -106,7 +106,7 @@ def test_gradient_flow(cut, verdict, cause):
 def test_gradient_flow_is_silent_about_every_healthy_model_and_a_frozen_backbone(name):
     torch.manual_seed(0)
     model = models.build_model(name, 3)
-    models.freeze(model, "backbone" if name == "mobilenetv2" else "none")
+    models.freeze_parameters(model, "backbone" if name == "mobilenetv2" else "none")
     finding = flow(model, size=64)
     assert finding.verdict == "pass", (finding.why, finding.evidence["dead"])
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
