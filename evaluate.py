@@ -29,7 +29,7 @@ from engine.devices import choose_device, open_dataset
 from engine.evaluation import evaluate_sets, merge_counts
 from engine.predictor import add_prediction_flags, feature_statistics, predict_image, set_views, view_options
 from engine.safe_miou import safe_miou
-from engine.summary import add_anomaly_flags, add_components, choose_scores, thresholds
+from engine.summary import add_anomaly_flags, add_components, choose_scores, alarms_of
 from engine.trained_run import check_classes, layout_map_of, load_predictor, space_of, trained_on
 from report.files import save_picture, write_json, write_report
 from report.page import confusion_words
@@ -101,7 +101,7 @@ def own_folders(args, own):
     return ",".join(folders)
 
 
-def open_split(args, content):
+def open_evaluated_split(args, content):
     """The split to evaluate: of the checkpoint's own data, or of other sets in its classes. Raises UserError."""
     own = trained_on(content)
     if not is_other_set(args, content):
@@ -225,7 +225,7 @@ def summarise(totals, split, spec, content, predictor):
         "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
         "confusion": totals.confusion.tolist(),
         "confusions": name_confusions(totals.confusion, classes),
-        **summary.summarise(totals, classes),
+        **summary.summarise_anomaly(totals, classes),
         "protocol": protocol(spec, content, predictor, totals.alarms),
     }
 
@@ -261,7 +261,7 @@ def protocol(spec, content, predictor, alarms=()):
         "void_by_name": sorted({*spec.unmapped.values(), *(n for p in spec.parts for n in p.spec.unmapped.values())}),
         "anomaly": "left out of every known-class figure; positive in the anomaly figures",
         "held_out": content["config"].get("anomaly_classes", "") or None,
-        **(summary.protocol(alarms) if spec.anomaly else {}),
+        **(summary.anomaly_protocol(alarms) if spec.anomaly else {}),
         "absent_classes": "null, not averaged",
         "unlabelled_classes": [name for name in spec.classes if name not in labelled],
         "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
@@ -391,7 +391,7 @@ def compute(args, predictor, content, split, scores):
         layout_map=layout_map_of(content),
         own_maps=own_maps,
         scores=scores,
-        alarms=thresholds(content),
+        alarms=alarms_of(content),
         observe=lambda *_: progress.update(next(done)),
     )
     progress.close()
@@ -417,7 +417,7 @@ def main():
     device = choose_device(args.device)
     predictor, content = load_predictor(args.ckpt, device)
     set_views(predictor, **view_options(args))
-    split = open_split(args, content)
+    split = open_evaluated_split(args, content)
     check_files(split)
     scores = choose_scores(args, predictor, split)
     parts = compute(args, predictor, content, split, scores)
@@ -439,7 +439,7 @@ def main():
         print(feature_table(features["stages"]))
     pictures = write_panels(out / "pictures", predictor, split, chosen, palette)
     if result["anomaly"] and args.panels:
-        pictures += summary.write_panels(
+        pictures += summary.write_anomaly_panels(
             out / "pictures", predictor, split, totals, result["anomaly"], args.panels, palette
         )
     diagnosis = out / "diagnosis.json"

@@ -72,7 +72,7 @@ def why_missing(name):
     return "use best.pth of a finished run; train.py --run-dir RUN --resume adds the statistics to an older one"
 
 
-def thresholds(content):
+def alarms_of(content):
     """{score: alarm threshold} of a checkpoint."""
     return {name: rates[ALARM_RATE] for name, rates in content["data"].get("alarms", {}).items()}
 
@@ -85,7 +85,7 @@ def parse_sizes(text):
     return sizes
 
 
-def protocol(alarms):
+def anomaly_protocol(alarms):
     """How the anomaly figures were made, in words."""
     return {
         "anomaly_pooled": "all judged pixels of the split in one ranking; FPR at the first threshold with TPR >= 0.95",
@@ -104,7 +104,7 @@ def protocol(alarms):
 # Figures
 
 
-def summarise(totals, classes):
+def summarise_anomaly(totals, classes):
     """{"anomaly": {score: figures}, "anomaly_share"}; empty and None where the split holds no anomaly."""
     result, share = {}, None
     for name, histogram in totals.histograms.items():
@@ -203,7 +203,7 @@ def add_components(result, args, predictor, split):
 # Pictures
 
 
-def write_panels(folder, predictor, split, totals, figures, count, palette):
+def write_anomaly_panels(folder, predictor, split, totals, figures, count, palette):
     """Draw `count` images evenly from worst to best by the best score's own AUPR; returns [(caption, path)]."""
     best = max(figures, key=lambda name: figures[name]["aupr"])
     rated = sorted((row["aupr"], index) for index, row in totals.image_scores.get(best, {}).items())
