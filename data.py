@@ -199,7 +199,7 @@ def to_tensors(arrays):
 class Split:
     """The pairs of one split: of one set, or of several, one set after the other (`parts`, each a Split).
 
-    cache: where its examples lie decoded, for the batches alone (`data_cache`); None: nowhere.
+    cache: where its examples lie decoded, for the batches alone (`engine/cache.py`); None: nowhere.
     """
 
     name: str
@@ -303,7 +303,7 @@ def cache_of(split, geometry, training):
 class TrainingPairs(Dataset):
     """SampleRequest -> (image (h, w, 3) uint8, target (h, w) uint8), both at the canvas's or crop's size.
 
-    outliers: what the request's pastes are taken from (`data_outliers`), None without.
+    outliers: what the request's pastes are taken from (`anomaly/outliers.py`), None without.
     """
 
     def __init__(self, split, geometry, outliers=None):

@@ -11,7 +11,6 @@ The run directory holds config.json, log.jsonl, samples.png (what the network is
 
 import importlib.util
 import json
-import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -23,13 +22,12 @@ import data
 import losses
 import metrics
 import models
-from anomaly.features import ScoreStatistics
 from anomaly.outliers import add_outlier_flags, check_outliers, open_outliers, outlier_options
 from cli import UserError
 from datasets.audit import audit_split, require_clean, unmapped_shares
 from datasets.label_spaces import declared_names, parse_sets, run_name
 from engine.cache import add_cache_flags, cache_split
-from engine.checkpoint import fingerprint, load_last, load_state, save_checkpoint
+from engine.checkpoint import fingerprint, load_last, load_state
 from engine.devices import (
     add_run_flags,
     all_gather,
@@ -39,13 +37,12 @@ from engine.devices import (
     open_dataset,
     start_processes,
 )
-from engine.evaluation import alarm_thresholds, collect_statistics, count_known, evaluate_sets, merge_counts
 from engine.optim import Schedule, add_optim_flags, build_optimizer, optimizer_options
 from engine.predictor import Predictor
-from engine.run_directory import Interrupted, Log, StopSignal
+from engine.run_directory import Interrupted, Run, StopSignal
 from engine.sampling import build_sampling, parse_sampling, share_batches
-from engine.trained_run import load_predictor
-from engine.training import Training, share_buffers, train_one_epoch
+from engine.trained_run import add_score_statistics
+from engine.training import Training, train_one_epoch, validate
 from networks.blocks import MEAN, STD, Normalise
 from report.charts import score_text
 from report.colours import distinct_palette
@@ -183,6 +180,28 @@ def write_samples(path, split, sampling, geometry, augment, spec, palette, count
     save_picture(contact_sheet(examples, spec.classes, palette), path)
 
 
+def prepare_geometry(args, spec, audit):
+    """The geometry of the flags; warns where memory makes it smaller than what was asked for."""
+    geometry = data.Geometry.from_args(args, spec.num_classes)
+    if reduced := geometry.count_reduced(audit.sizes):
+        limit = f"{geometry.most_pixels:,} pixels, the most whose logits fit for {spec.num_classes} classes"
+        cli.warn(f"{reduced} training images are reduced to {limit}, before they are cut; --short-side says to what")
+    return geometry
+
+
+def prepare_sampling(args, spec, audit, geometry, rank):
+    """What draws the training examples, and what is pasted into them; says so."""
+    outliers, lines = open_outliers(
+        spec,
+        **outlier_options(args),
+        sets=parse_sets(args.dataset, args.data_dir),
+        held_out=cli.names(args.anomaly_classes),
+    )
+    for line in lines if rank == 0 else []:
+        print(line)
+    return build_sampling(args.sampling, audit, geometry, outliers)
+
+
 def prepare_model(args, spec, last, device):
     """The model, from the run's last checkpoint or from --weights, frozen as told: (model, starting fingerprint)."""
     if last:
@@ -231,91 +250,9 @@ def describe(args, spec, geometry, layout, palette, model, initial):
     }
 
 
-def validate(training, predictor, split, args, layout, stop):
-    """Evaluate the validation split over all processes; returns the log's line."""
-    share_buffers(training)
-    indices = range(training.rank, len(split), training.processes)
-    sets = evaluate_sets(
-        predictor,
-        split,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        layout_map=layout.map,
-        indices=indices,
-        observe=lambda *_: stop.check(training.processes, step=1),  # alone only: others are at other images
-    )
-    processes = all_gather(sets)
-    sets = {name: merge_all([part[name] for part in processes]) for name in sets}
-    totals = merge_counts(list(sets.values()))
-    scores = totals.scores()
-    return {
-        "kind": "validation",
-        "step": training.step,
-        "epoch": training.epoch,
-        "loss": totals.loss(),
-        "layout_floor": totals.layout_floor(),
-        **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes", "classes_averaged")},
-        "iou": dict(zip(split.spec.classes, scores["iou"], strict=True)),
-        **({"sets": {name: one.scores()["miou"] for name, one in sets.items()}} if len(sets) > 1 else {}),
-    }
-
-
-class Run:
-    """One run's directory: what is written there, and when. `about`: the constant part of its checkpoints."""
-
-    def __init__(self, args, about, main, last):
-        self.args, self.about, self.main = args, about, main
-        progress = (
-            last["progress"] if last else {"step": 0, "best": None, "validation": None, "log_bytes": 0, "window": []}
-        )
-        self.best, self.validation = progress["best"], progress["validation"]
-        self.path = Path(args.run_dir)
-        self.log = Log(
-            self.path / "log.jsonl",
-            args.log_every,
-            main,
-            progress["log_bytes"],
-            progress["window"],
-            progress["step"] if args.tensorboard else None,
-        )
-
-    def save(self, training):
-        """Write last.pth, keeping the one before it."""
-        window = self.log.read(training.step)  # before anything is believed: is it finite?
-        state = training.state()  # asks every process
-        if self.main:
-            os.fsync(self.log.file.fileno())  # the log is on disk before the checkpoint that relies on it
-            progress = {
-                "step": training.step,
-                "best": self.best,
-                "validation": self.validation,
-                "log_bytes": self.log.file.tell(),
-                "window": window,
-            }
-            content = {**self.content(training.model), "progress": progress, "training": state}
-            save_checkpoint(self.path / "last.pth", content, keep_previous=True)
-
-    def content(self, model):
-        """What best.pth and last.pth have in common."""
-        return {**self.about, "state": model.state_dict(), "metrics": self.validation}
-
-    def note_validation(self, line, training):
-        """Log a validation; write best.pth if it is the best so far; tell the schedule."""
-        score = line["miou" if self.args.monitor == "miou" else "pixel_accuracy"] or 0.0
-        self.log.write(line)
-        self.log.restart_clock()
-        self.validation = line
-        training.schedule.observe(score)
-        if self.best is None or score >= self.best:  # of equals the newest: a residual head trains without moving it
-            self.best = score
-            if self.main:
-                progress = {"step": training.step, "best": score}
-                save_checkpoint(self.path / "best.pth", {**self.content(training.best), "progress": progress})
-
-
-def fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, stop):
+def fit(run, args, training, criterion, predictor, splits, layout, total_steps, stop):
     """The epoch loop. Returns 0, or 128 + the signal that interrupted it, with a checkpoint written."""
-    args, figures = run.args, {}
+    figures, geometry = {}, predictor.geometry
     progress = cli.Progress(total_steps, "train", "steps", done=training.step)
     try:
         while training.step < total_steps or training.offset:  # an epoch ends with its validation
@@ -330,7 +267,7 @@ def fit(run, training, criterion, predictor, splits, geometry, layout, total_ste
                     run.save(training)
                 stop.check(training.processes, training.step)
             if (training.epoch + 1) % args.validate_every == 0 or training.step >= total_steps:
-                line = validate(training, predictor, splits["val"], args, layout, stop)
+                line = validate(training, predictor, splits["val"], layout.map, args.batch_size, args.workers, stop)
                 run.note_validation(line, training)
                 figures.update(miou=line["miou"], floor=line["layout_floor"], active_classes=line["active_classes"])
             training.finish_epoch()
@@ -345,56 +282,43 @@ def fit(run, training, criterion, predictor, splits, geometry, layout, total_ste
     return 0
 
 
-def add_score_statistics(run, splits, args, device, rank, processes, stop):
-    """Put into best.pth what anomaly scores need beside its weights; nothing is done where it is there already."""
-    path = run.path / "best.pth"
-    predictor, content = load_predictor(path, device)
-    if "alarms" in content["data"]:
-        return
-    images = {name: range(rank, len(split), processes) for name, split in splits.items()}
-    progress = cli.Progress(sum(map(len, images.values())), "score statistics", "images")
-
-    def observe(done):
-        progress.update(done)
-        stop.check(processes, step=1)  # alone only: others are at other images
-
-    options = {"batch_size": args.batch_size, "workers": args.workers}
+def finish(run, args, splits, training, stop):
+    """After the last step: what anomaly scores need, into best.pth. Returns the exit code, as `fit` does."""
     try:
-        statistics = collect_statistics(predictor, splits["train"], indices=images["train"], observe=observe, **options)
-        stop.check(processes)  # together: others may have been told to stop
-        states = all_gather(statistics.state())
-        parts = [ScoreStatistics.from_state(predictor.num_classes, state) for state in states]
-        statistics = merge_all(parts).finish()
-        predictor.statistics.update(statistics)
-        before = len(images["train"])
-        histograms = count_known(
-            predictor,
-            splits["val"],
-            predictor.scores(),
-            indices=images["val"],
-            observe=lambda done: observe(before + done),
-            **options,
+        add_score_statistics(
+            run.path / "best.pth",
+            splits,
+            training.device,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            rank=training.rank,
+            processes=training.processes,
+            stop=stop,
         )
-        stop.check(processes)
-    finally:
-        progress.close()
-    parts = all_gather(histograms)
-    histograms = {name: merge_all([part[name] for part in parts]) for name in histograms}
-    if run.main:
-        content["data"] |= {"statistics": statistics, "alarms": alarm_thresholds(histograms)}
-        save_checkpoint(path, content)
+    except Interrupted:
+        print(f"stopped before the score statistics; go on with --run-dir {run.path} --resume")
+        return 128 + max(all_gather(stop.number))
+    return 0
 
 
-def merge_all(parts):
-    """Every process's counts as one."""
-    for part in parts[1:]:
-        parts[0].merge(part)
-    return parts[0]
+def print_result(run, monitor):
+    """The last validation, beside what needs no image."""
+    line = run.validation
+    miou, floor = line["miou"], line["layout_floor"]
+    if miou is None or floor is None:
+        print("no labelled pixel in the validation split: no mIoU")
+    else:
+        gain = metrics.semantic_gain(miou, floor)
+        shown = "undefined" if gain is None else f"{gain:.3f}"
+        print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {shown}")
+    if "sets" in line:
+        print("of which " + ", ".join(f"{name} {score_text(one)}" for name, one in line["sets"].items()))
+    print(f"best {monitor} {run.best:.3f}; next: python evaluate.py --ckpt {run.path}/best.pth")
 
 
-def main():
+def main(words=None):
     """Train, or go on training."""
-    args, last = read_args(build_parser())
+    args, last = read_args(build_parser(), words)
     device = choose_device(args.device)
     rank, processes = start_processes(device, one_size=args.crop is None)
     torch.manual_seed(args.seed)
@@ -405,24 +329,13 @@ def main():
         print(f"device: {describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
 
     spec, splits, audits, layout = prepare_data(args, processes)
-    geometry = data.Geometry.from_args(args, spec.num_classes)
-    if reduced := geometry.count_reduced(audits["train"].sizes):
-        limit = f"{geometry.most_pixels:,} pixels, the most whose logits fit for {spec.num_classes} classes"
-        cli.warn(f"{reduced} training images are reduced to {limit}, before they are cut; --short-side says to what")
+    geometry = prepare_geometry(args, spec, audits["train"])
     model, initial = prepare_model(args, spec, last, device)
     if rank:  # every process has the same model, and dropout and noise of its own
         torch.manual_seed(args.seed + rank)
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
     splits = cache_splits(args, splits, geometry)
-    outliers, lines = open_outliers(
-        spec,
-        **outlier_options(args),
-        sets=parse_sets(args.dataset, args.data_dir),
-        held_out=cli.names(args.anomaly_classes),
-    )
-    for line in lines if rank == 0 else []:
-        print(line)
-    sampling = build_sampling(args.sampling, audits["train"], geometry, outliers)
+    sampling = prepare_sampling(args, spec, audits["train"], geometry, rank)
     batches = sampling.draw(torch.Generator(), args.batch_size)
     steps = len(share_batches(batches, rank, processes))
     total_steps = args.iters or args.epochs * steps
@@ -442,8 +355,15 @@ def main():
         processes=processes,
     )
     palette = spec.palette or distinct_palette(spec.num_classes)
-    Path(args.run_dir).mkdir(parents=True, exist_ok=True)
-    run = Run(args, describe(args, spec, geometry, layout, palette, model, initial), rank == 0, last)
+    run = Run(
+        args.run_dir,
+        describe(args, spec, geometry, layout, palette, model, initial),
+        log_every=args.log_every,
+        monitor=args.monitor,
+        tensorboard=args.tensorboard,
+        main=rank == 0,
+        last=last,
+    )
     if last:
         training.restore(last["training"])
     elif rank == 0:
@@ -452,31 +372,11 @@ def main():
         print(f"{run.path}/samples.png shows what the network will see")
     predictor = Predictor(training.best, spec.num_classes, geometry, device)
     stop = StopSignal()
-    code = fit(run, training, criterion, predictor, splits, geometry, layout, total_steps, stop)
-    if not code:
-        try:
-            add_score_statistics(run, splits, args, device, rank, processes, stop)
-        except Interrupted:
-            print(f"stopped before the score statistics; go on with --run-dir {run.path} --resume")
-            return 128 + max(all_gather(stop.number))
+    code = fit(run, args, training, criterion, predictor, splits, layout, total_steps, stop)
+    code = code or finish(run, args, splits, training, stop)
     if rank == 0 and not code:
-        print_result(run)
+        print_result(run, args.monitor)
     return code
-
-
-def print_result(run):
-    """The last validation, beside what needs no image."""
-    line = run.validation
-    miou, floor = line["miou"], line["layout_floor"]
-    if miou is None or floor is None:
-        print("no labelled pixel in the validation split: no mIoU")
-    else:
-        gain = metrics.semantic_gain(miou, floor)
-        shown = "undefined" if gain is None else f"{gain:.3f}"
-        print(f"validation mIoU {miou:.3f}, layout floor {floor:.3f} (no image read), semantic gain {shown}")
-    if "sets" in line:
-        print("of which " + ", ".join(f"{name} {score_text(one)}" for name, one in line["sets"].items()))
-    print(f"best {run.args.monitor} {run.best:.3f}; next: python evaluate.py --ckpt {run.path}/best.pth")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,18 @@ from dataclasses import dataclass, field
 
 import torch
 
+import cli
 import data
 import metrics
+from anomaly.components import ComponentScores, component_counts
 from anomaly.features import ScoreStatistics
 from anomaly.histogram import ScoreHistogram, image_anomaly_scores
 from anomaly.intervals import ImageHistograms
 from datasets.label_spaces import answer_table, declared_classes
 from datasets.spec import VOID
 from engine.predictor import FEATURE_MAPS, predict, strips
+
+ALARM_RATES = (0.01, 0.001)  # share of known validation pixels that raise a false alarm
 
 
 @dataclass
@@ -169,7 +173,7 @@ def evaluate(
     predictor, split, *, layout_map=None, own_map=None, scores=None, alarms=None, observe=None, spec=None, **options
 ):
     """Predict a split and count, in the way its spec (or `spec`, of the set that all indices belong to) asks for: see
-    `data.declared_classes`, `data.answer_table`.
+    `label_spaces.declared_classes`, `label_spaces.answer_table`.
 
     layout_map, own_map: of the training set and of the evaluated set, for the floors.
     scores: anomaly scores to compute, in which case boundaries and calibration are counted too; None: the confusion and
@@ -213,6 +217,13 @@ def evaluate_sets(predictor, split, *, indices=None, own_maps=None, scores=None,
     }
 
 
+def merge_all(parts):
+    """Every process's counts as one, in the first."""
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0]
+
+
 def merge_counts(parts):
     """The EvaluationCounts of several sets as one."""
     whole = EvaluationCounts(parts[0].num_classes, alarms=parts[0].alarms)
@@ -221,11 +232,12 @@ def merge_counts(parts):
     return whole
 
 
-ALARM_RATES = (0.01, 0.001)  # share of known validation pixels that raise a false alarm
+# ---------------------------------------------------------------------------------------------------------------------
+# What anomaly scores need beside the answer
 
 
 def collect_statistics(predictor, split, *, batch_size=8, workers=0, indices=None, observe=None):
-    """Stream a training split through a model: `anomaly.ScoreStatistics`, to be merged with other processes'.
+    """Stream a training split through a model: `ScoreStatistics`, to be merged with other processes'.
 
     Each image is seen as it is, in evaluation mode; logits at the target's size, as they are scored, and of them only
     pixels of a known class: what is void may be a class held out. observe: called with the images done.
@@ -252,7 +264,7 @@ def collect_statistics(predictor, split, *, batch_size=8, workers=0, indices=Non
 
 
 def count_known(predictor, split, scores, *, observe=None, **options):
-    """{score: metrics.ScoreHistogram} of the pixels of known classes of a validation split; anomalies are left out.
+    """{score: ScoreHistogram} of the pixels of known classes of a validation split; anomalies are left out.
 
     observe: called with the images done; options: `predictions`' batch_size, workers, indices.
     """
@@ -274,3 +286,35 @@ def alarm_thresholds(histograms):
         for name, histogram in histograms.items()
         if histogram.negatives
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole objects
+
+
+def add_components(result, predictor, split, sizes, *, batch_size=8, workers=0):
+    """Judge whole objects: predict the split again, now that the threshold of the best pixel F1 is known.
+
+    "components" of a score follows the published protocol, whose threshold has seen the split's own truth;
+    "components_at_alarm" is what the threshold from the validation split gives.
+    result: the JSON of `summary.summarise`, which gains them; sizes: {"min-prediction", "min-truth"} in pixels.
+    Source: Chan et al., SegmentMeIfYouCan, NeurIPS 2021 Datasets and Benchmarks; the default sizes are its anomaly
+    track's.
+    """
+    limits = {(name, "components"): row["best_f1_threshold"] for name, row in result["anomaly"].items()}
+    for name, row in result["anomaly"].items():
+        if row["alarm"]:
+            limits[name, "components_at_alarm"] = row["alarm"]["threshold"]
+    totals = {key: ComponentScores() for key in limits}
+    progress = cli.Progress(len(split), "components", "images")
+    options = {"batch_size": batch_size, "workers": workers, "scores": list(result["anomaly"])}
+    for done, (_, target, found) in enumerate(predictions(predictor, split, **options), 1):
+        truth, judged = target == predictor.num_classes, target != VOID
+        for (name, key), components in totals.items():
+            alarm = found.scores[name] >= limits[name, key]
+            components.update(component_counts(alarm, truth, judged, *sizes.values()))
+        progress.update(done)
+    progress.close()
+    for (name, key), components in totals.items():
+        result["anomaly"][name][key] = {**components.figures(), "threshold": limits[name, key]}
+    result["protocol"]["components"] = {"threshold": "of the best pooled pixel F1 on this split", **sizes}

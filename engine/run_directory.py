@@ -1,4 +1,4 @@
-"""A run's directory: its log, and what stops it."""
+"""A run's directory: its log, its checkpoints, and what stops it."""
 
 import json
 import math
@@ -6,8 +6,10 @@ import os
 import signal
 import statistics
 import time
+from pathlib import Path
 
 import cli
+from engine.checkpoint import save_checkpoint
 from engine.devices import all_gather
 
 
@@ -35,7 +37,7 @@ class StopSignal:
 
 
 class Log:
-    """log.jsonl: one JSON object a line; the training lines gather the steps between two of them.
+    """log.jsonl: one JSON object a line; a training line is the mean over the steps since the one before.
 
     A checkpoint keeps the file's length and the steps not yet written, so that a resumed run's log has no seam.
     """
@@ -128,7 +130,7 @@ def spread_of(values):
 def open_board(folder, step):
     """A TensorBoard writer into the run directory that forgets what came after `step`, as the log does.
 
-    The package is asked for in `read_args`.
+    The package must be installed.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -145,3 +147,66 @@ def figures_of(entry, prefix=""):
             yield from ((f"{prefix}/{name}/{i}", one) for i, one in enumerate(value))
         elif isinstance(value, (int, float)) and name != "step":
             yield f"{prefix}/{name}", value
+
+
+def read_log(run_dir):
+    """The lines of a run's log.jsonl, [] where there is none."""
+    path = Path(run_dir) / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+class Run:
+    """A run's directory: what is written there, and when.
+
+    path: the directory; about: the constant part of its checkpoints; main: whether this process writes; last: the
+    checkpoint to go on from, None for a new run. log_every: steps between lines of the log; monitor: "miou" or
+    "accuracy", what best.pth is best in; tensorboard: write the log's figures for TensorBoard as well.
+    """
+
+    def __init__(self, path, about, *, log_every=10, monitor="miou", tensorboard=False, main=True, last=None):
+        self.path, self.about, self.monitor, self.main = Path(path), about, monitor, main
+        new = {"step": 0, "best": None, "validation": None, "log_bytes": 0, "window": []}
+        progress = last["progress"] if last else new
+        self.best, self.validation = progress["best"], progress["validation"]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.log = Log(
+            self.path / "log.jsonl",
+            log_every,
+            main,
+            progress["log_bytes"],
+            progress["window"],
+            progress["step"] if tensorboard else None,
+        )
+
+    def save(self, training):
+        """Write last.pth, keeping the one before it."""
+        window = self.log.read(training.step)  # before anything is believed: is it finite?
+        state = training.state()  # asks every process
+        if self.main:
+            os.fsync(self.log.file.fileno())  # the log is on disk before the checkpoint that relies on it
+            progress = {
+                "step": training.step,
+                "best": self.best,
+                "validation": self.validation,
+                "log_bytes": self.log.file.tell(),
+                "window": window,
+            }
+            content = {**self.content(training.model), "progress": progress, "training": state}
+            save_checkpoint(self.path / "last.pth", content, keep_previous=True)
+
+    def content(self, model):
+        """What best.pth and last.pth have in common."""
+        return {**self.about, "state": model.state_dict(), "metrics": self.validation}
+
+    def note_validation(self, line, training):
+        """Log a validation; write best.pth if it is the best so far; tell the schedule."""
+        score = line["miou" if self.monitor == "miou" else "pixel_accuracy"] or 0.0
+        self.log.write(line)
+        self.log.restart_clock()
+        self.validation = line
+        training.schedule.observe(score)
+        if self.best is None or score >= self.best:  # of equals the newest: a residual head trains without moving it
+            self.best = score
+            if self.main:
+                progress = {"step": training.step, "best": score}
+                save_checkpoint(self.path / "best.pth", {**self.content(training.best), "progress": progress})

@@ -19,7 +19,7 @@ LEAST_SHARE = 1e-4  # of an image's labelled pixels: an image with less of a cla
 
 class SampleRequest(NamedTuple):
     """What a worker is to read: an image's index, where the crop box lies (0 … 1 of the room there is), and what to
-    paste into it (`data_outliers.Paste`), in order."""
+    paste into it (`outliers.Paste`), in order."""
 
     index: int
     top: float
@@ -79,7 +79,7 @@ class Sampling:
     pixels), in an image that holds it, all alike. It contains that pixel before `Augment` moves anything.
 
     kind, options: `parse_sampling`'s; audit: of the training split; geometry: the one that cuts the crops; outliers:
-    what draws the pastes of the requests (`data_outliers`), None without.
+    what draws the pastes of the requests (`anomaly/outliers.py`), None without.
     An image holds a class from 0.0001 of its labelled pixels on, or any pixel where no image has as much.
     """
 

@@ -1,88 +1,136 @@
-"""The anomaly part of an evaluation: which scores, what they find, at which alarm, and the pictures."""
+"""From counts to figures: the JSON of an evaluation, every figure a fraction, and how it was made."""
 
 import numpy as np
 
-import cli
 import metrics
-from anomaly.components import ComponentScores, component_counts
-from anomaly.scores import DISTANCE_SCORES, NAMES, parse_scores
-from cli import UserError
-from datasets.spec import VOID
-from engine.evaluation import ALARM_RATES, predictions
-from engine.predictor import predict_image
-from report.files import save_picture
-from report.pictures import anomaly_panel
+from datasets.label_spaces import declared_classes, declared_names
+from engine.evaluation import merge_counts
+from engine.safe_miou import safe_miou
+from engine.trained_run import ALARM_RATE
 
-ALARM_RATE = f"{ALARM_RATES[0]:g}"  # of the thresholds in the checkpoint, the one that figures are given for
+WORST = CONFUSIONS = 10  # named in report and JSON; three of each on the terminal
+
+
+def rate_images(totals):
+    """[(mIoU, index)] of all images, the lowest first; those without a labelled pixel come last, with None."""
+    order = sorted(totals.images)
+    values, known = metrics.mean_iou(totals.image_counts())
+    rated = [(v if k else None, i) for v, k, i in zip(values.tolist(), known.tolist(), order, strict=True)]
+    return sorted(rated, key=lambda pair: (pair[0] is None, pair[0] or 0.0, pair[1]))
+
+
+def name_confusions(confusion, classes):
+    """metrics.largest_confusions with the classes' names."""
+    rows = metrics.largest_confusions(confusion, CONFUSIONS)
+    return [{**row, "target": classes[row["target"]], "prediction": classes[row["prediction"]]} for row in rows]
+
+
+def pixel_shares(totals):
+    """Each class's share of the labelled target pixels."""
+    return (totals.confusion.sum(1) / totals.confusion.sum().clamp(min=1)).tolist()
+
+
+def safe_figures(totals, spec, classes):
+    """{"safe_miou", "safe_iou": {class: value or null}}; empty where not all of IDD's classes are labelled."""
+    found = safe_miou(totals.confusion, classes)
+    sets = [part.spec for part in spec.parts] or [spec]
+    if found is None or any(len(declared_classes(one)) < len(classes) for one in sets):
+        return {}
+    return {**found, "safe_iou": dict(zip(classes, found["safe_iou"], strict=True))}
+
+
+def summarise(totals, split, spec, content, predictor):
+    """The JSON of an evaluation, every figure a fraction, null where undefined.
+
+    spec: of the set, or of the several, that totals are of; split: where their images stand.
+    """
+    classes = content["data"]["classes"]
+    scores = totals.scores()
+    order = sorted(totals.images)
+    floors = {"layout_floor": totals.layout_floor(), "own_layout_floor": totals.own_layout_floor()}
+    miou = scores["miou"]
+    rated = rate_images(totals)
+    return {
+        "split": split.name,
+        "images": len(order),
+        "pixels": totals.pixels,
+        "miou": miou,
+        "miou_interval": metrics.miou_interval(totals.image_counts()),
+        "classes_averaged": scores["classes_averaged"],
+        "pixel_accuracy": scores["pixel_accuracy"],
+        "mean_accuracy": scores["mean_accuracy"],
+        "fwiou": scores["fwiou"],
+        **safe_figures(totals, spec, classes),
+        "loss": totals.loss(),
+        "iou": dict(zip(classes, scores["iou"], strict=True)),
+        "pixel_share": dict(zip(classes, pixel_shares(totals), strict=True)),
+        "active_classes": scores["active_classes"],
+        "spurious_classes": [classes[i] for i in scores["spurious_classes"]],
+        **floors,
+        "semantic_gain": metrics.semantic_gain(miou, max((f for f in floors.values() if f is not None), default=None)),
+        "boundary_iou": metrics.boundary_iou(totals.boundary),
+        "boundary_f1": metrics.boundary_f1(totals.boundary_f1),
+        "ece": totals.calibration.ece(),
+        "per_image": {split.file(i): {"miou": value} for value, i in sorted(rated, key=lambda pair: pair[1])},
+        "worst_images": [{"file": split.file(i), "miou": value} for value, i in rated[:WORST] if value is not None],
+        "confusion": totals.confusion.tolist(),
+        "confusions": name_confusions(totals.confusion, classes),
+        **summarise_anomaly(totals, classes),
+        "protocol": protocol(spec, content, predictor, totals.alarms),
+    }
+
+
+def summarise_sets(parts, split, content, predictor):
+    """The JSON of one or several sets: of several all together, and below "sets" each by itself."""
+    specs = {label: part.spec for label, part, _ in split.ranges()}
+    whole = merge_counts(list(parts.values()))
+    if whole.own_floor.any():  # beside sets with a layout of their own, those whose own is the training set's
+        whole.own_floor += sum(one.floor for one in parts.values() if not one.own_floor.any())
+    result = summarise(whole, split, split.spec, content, predictor)
+    if len(parts) > 1:
+        result["sets"] = {
+            label: summarise(totals, split, specs[label], content, predictor) for label, totals in parts.items()
+        }
+    return whole, result
+
+
+def protocol(spec, content, predictor, alarms=()):
+    """How the figures were made, in words, so that they can be compared with others'."""
+    geometry = content["data"]["geometry"]
+    crop = geometry["crop"]
+    labelled = declared_names(spec)
+    return {
+        "dataset": spec.name,
+        "label_space": content["config"].get("label_space", "own"),
+        "network_size": "full size" if crop else geometry["canvas"],
+        "geometry": f"short side {geometry['short_side'] or 'kept'}"
+        if crop
+        else "stretched to the canvas, antialiased",
+        "target_size": "own; logits resized bilinearly",
+        "void": "left out",
+        "void_by_name": sorted({*spec.unmapped.values(), *(n for p in spec.parts for n in p.spec.unmapped.values())}),
+        "anomaly": "left out of every known-class figure; positive in the anomaly figures",
+        "held_out": content["config"].get("anomaly_classes", "") or None,
+        **(anomaly_protocol(alarms) if spec.anomaly else {}),
+        "absent_classes": "null, not averaged",
+        "unlabelled_classes": [name for name in spec.classes if name not in labelled],
+        "layout_floor": f"layout map of {content['data']['dataset']}'s training targets",
+        "own_layout_floor": "layout map of the evaluated set's own training targets, null where that is the same",
+        "semantic_gain": "over the higher of the two floors",
+        "together": "counts added up; a class counts on the sets that label it" if spec.parts else None,
+        "boundary": "2 % of the image diagonal",
+        "interval": "95 %, bootstrap over images",
+        "scales": list(predictor.scales),
+        "flip": predictor.flip,
+        "window": predictor.window,
+        "averaged": "float32 logits, over scales, flips and windows, each brought to the network's input size",
+        "confusion": "counts, rows are targets, columns predictions, in the order of iou",
+        "precision": "float32",
+    }
+
+
 FOUND_AT = (0.01, 0.001)  # false-positive rates at which the share of anomalies found is given
 MISTAKEN = 5  # classes named
-SIZES = {"min-prediction": 500, "min-truth": 100}  # pixels; SegmentMeIfYouCan's anomaly track
-
-
-def add_anomaly_flags(parser):
-    """The flags of anomaly scores."""
-    group = parser.add_argument_group("anomalies, where the data set has some")
-    group.add_argument(
-        "--scores",
-        default="all",
-        metavar="NAME,...",
-        help=f"of {', '.join(NAMES)}; sml:PARTS for parts of it, of standardise+boundary+smooth; all: those that apply",
-    )
-    group.add_argument(
-        "--components",
-        nargs="?",
-        const="min-prediction=500",
-        metavar="min-prediction=N,min-truth=N",
-        help="also judge whole objects, in a second pass; sizes in pixels, 500 and 100 as in SegmentMeIfYouCan's "
-        "anomaly track; none: off",
-    )
-
-
-def choose_scores(args, predictor, split):
-    """The names of the scores to compute, [] where the split has no anomaly.
-
-    Raises UserError for a score that does not exist, or that this checkpoint cannot give.
-    """
-    if args.components == "none":
-        args.components = None
-    if args.components:
-        parse_sizes(args.components)
-    wanted = [] if args.scores == "all" else parse_scores(args.scores)
-    known = predictor.scores()
-    for name in wanted:
-        if name.partition(":")[0] not in known:
-            raise UserError(f"this checkpoint gives no score {name!r}", "--scores", why_missing(name))
-    if not split.spec.anomaly:
-        if wanted or args.components:
-            cli.warn(f"{split.name} of {split.spec.name} has no anomalies: no anomaly score is computed")
-        return []
-    if not predictor.plain:
-        cli.warn("alarm thresholds were taken with each image seen once, as it is; here they may not hold their rate")
-    if args.scores == "all" and "sml" not in known:
-        cli.warn(f"no score statistics in the checkpoint, so no sml, similarity, mahalanobis; {why_missing('sml')}")
-    return wanted or known
-
-
-def why_missing(name):
-    """What a checkpoint lacks that does not give a score."""
-    if name in DISTANCE_SCORES:
-        return "train a model with centres=fixed or centres=learnt"
-    if name == "residual":
-        return "train a model with residual=on"
-    return "use best.pth of a finished run; train.py --run-dir RUN --resume adds the statistics to an older one"
-
-
-def alarms_of(content):
-    """{score: alarm threshold} of a checkpoint."""
-    return {name: rates[ALARM_RATE] for name, rates in content["data"].get("alarms", {}).items()}
-
-
-def parse_sizes(text):
-    """'min-prediction=50,min-truth=10' -> {name: pixels}. Raises UserError for a name unknown or a size below 1."""
-    sizes = {**SIZES, **cli.parse_items(text, SIZES)}
-    if min(sizes.values()) < 1:
-        raise UserError(f"a size of {min(sizes.values())}", "--components", "sizes are at least 1 pixel")
-    return sizes
 
 
 def anomaly_protocol(alarms):
@@ -169,65 +217,3 @@ def largest(classes, pixels, wholes):
         if n
     ]
     return sorted(rows, key=lambda row: -row["share"])[:MISTAKEN]
-
-
-def add_components(result, args, predictor, split):
-    """Judge whole objects: predict the split again, now that the threshold of the best pixel F1 is known.
-
-    "components" of a score follows the published protocol, whose threshold has seen the split's own truth;
-    "components_at_alarm" is what the threshold from the validation split gives.
-    Source: Chan et al., SegmentMeIfYouCan, NeurIPS 2021 Datasets and Benchmarks; the default sizes are its anomaly
-    track's.
-    """
-    sizes = parse_sizes(args.components)
-    limits = {(name, "components"): row["best_f1_threshold"] for name, row in result["anomaly"].items()}
-    for name, row in result["anomaly"].items():
-        if row["alarm"]:
-            limits[name, "components_at_alarm"] = row["alarm"]["threshold"]
-    totals = {key: ComponentScores() for key in limits}
-    progress = cli.Progress(len(split), "components", "images")
-    options = {"batch_size": args.batch_size, "workers": args.workers, "scores": list(result["anomaly"])}
-    for done, (_, target, found) in enumerate(predictions(predictor, split, **options), 1):
-        truth, judged = target == predictor.num_classes, target != VOID
-        for (name, key), components in totals.items():
-            alarm = found.scores[name] >= limits[name, key]
-            components.update(component_counts(alarm, truth, judged, *sizes.values()))
-        progress.update(done)
-    progress.close()
-    for (name, key), components in totals.items():
-        result["anomaly"][name][key] = {**components.figures(), "threshold": limits[name, key]}
-    result["protocol"]["components"] = {"threshold": "of the best pooled pixel F1 on this split", **sizes}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
-
-
-def write_anomaly_panels(folder, predictor, split, totals, figures, count, palette):
-    """Draw `count` images evenly from worst to best by the best score's own AUPR; returns [(caption, path)]."""
-    best = max(figures, key=lambda name: figures[name]["aupr"])
-    rated = sorted((row["aupr"], index) for index, row in totals.image_scores.get(best, {}).items())
-    if not rated:
-        return []
-    places = np.unique(np.linspace(0, len(rated) - 1, count).round().astype(int)).tolist()
-    pictures = []
-    for number, place in enumerate(places, 1):
-        aupr, index = rated[place]
-        image, target = split.read(index)
-        found = predict_image(predictor, image, target.shape, [best])
-        alarm = f", outlined at the alarm threshold {totals.alarms[best]:.4g}" if best in totals.alarms else ""
-        caption = f"{split.file(index)}: {best} AUPR {aupr:.3f} ({place + 1} of {len(rated)} from the worst){alarm}"
-        picture = anomaly_panel(
-            np.asarray(image),
-            target,
-            found.labels.numpy(),
-            found.scores[best].numpy(),
-            totals.alarms.get(best),
-            split.spec.classes,
-            palette,
-            caption,
-        )
-        path = folder / f"anomaly-{number}.png"
-        save_picture(picture, path)
-        pictures.append((caption, path))
-    return pictures

@@ -1,12 +1,11 @@
-"""What runs a model: device, precision, seeds, processes, and the training loop.
+"""The training loop: all that changes while training, one step, one epoch, and the validation after it.
 
 One uint8 batch goes to the device, is augmented there with one grid for image and target, and the criterion turns it
-into named terms; their weighted sum is the step. Optimiser and schedule are in `engine_optim`, evaluation in
-`engine_evaluate`.
+into named terms; their weighted sum is the step.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,20 +16,19 @@ import data
 import models
 from cli import UserError
 from engine.devices import all_gather, all_reduce_mean
+from engine.evaluation import evaluate_sets, merge_all, merge_counts
 from engine.optim import Schedule
 from engine.sampling import Sampling, share_batches
 
 EPSILON = 1e-6  # a step whose weights add up to less is all void: its loss is 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-
-
 @dataclass
 class Training:
     """All that changes while training; `state` holds it, so that a run goes on as if it had not stopped.
 
+    What is not given is plain: a constant rate, no augmentation, float32 on the CPU, no clipping; an epoch needs
+    `sampling`, a single `train_step` does not.
     sampling: what draws an epoch's requests; order: its generator; epoch_order: the generator's state at the epoch's
     start, from which a resumed run draws the same epoch again; offset: batches of the epoch already done. accumulate:
     parts that a batch is cut into, one after the other. ema: decay of the averaged weights a step, 0 for none.
@@ -38,13 +36,13 @@ class Training:
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    sampling: Sampling
-    augment: data.Augment
-    device: torch.device
-    dtype: torch.dtype | None
-    clip: float
-    seed: int
+    schedule: Schedule = field(default_factory=lambda: Schedule("constant", 1, 1))
+    sampling: Sampling | None = None
+    augment: data.Augment = field(default_factory=lambda: data.Augment({}))
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype | None = None
+    clip: float = 0.0
+    seed: int = 0
     accumulate: int = 1
     ema: float = 0.0
     rank: int = 0
@@ -255,3 +253,35 @@ def optimise(training):
     if training.average:
         training.average.update_parameters(training.model)
     return norm, module_norms
+
+
+def validate(training, predictor, split, layout_map, batch_size=8, workers=0, stop=None):
+    """Evaluate a validation split over all processes; returns the log's line, JSON values only.
+
+    layout_map: of the floor beside the mIoU; stop: a StopSignal, which ends this with Interrupted.
+    """
+    share_buffers(training)
+    indices = range(training.rank, len(split), training.processes)
+    sets = evaluate_sets(
+        predictor,
+        split,
+        batch_size=batch_size,
+        workers=workers,
+        layout_map=layout_map,
+        indices=indices,
+        observe=stop and (lambda *_: stop.check(training.processes, step=1)),  # alone only: others are at other images
+    )
+    processes = all_gather(sets)
+    sets = {name: merge_all([part[name] for part in processes]) for name in sets}
+    totals = merge_counts(list(sets.values()))
+    scores = totals.scores()
+    return {
+        "kind": "validation",
+        "step": training.step,
+        "epoch": training.epoch,
+        "loss": totals.loss(),
+        "layout_floor": totals.layout_floor(),
+        **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes", "classes_averaged")},
+        "iou": dict(zip(split.spec.classes, scores["iou"], strict=True)),
+        **({"sets": {name: one.scores()["miou"] for name, one in sets.items()}} if len(sets) > 1 else {}),
+    }

@@ -23,6 +23,7 @@ from datasets.driving import STREETHAZARDS
 from engine import evaluation
 from engine.checkpoint import load_checkpoint
 from engine.predictor import Predictor, feature_statistics, set_views, view_options, window_starts
+from engine.summary import summarise
 from engine.trained_run import load_predictor
 from networks.blocks import Normalise
 from networks.weights import load_weights
@@ -119,7 +120,7 @@ def test_anomaly_figures_are_there_where_the_split_has_anomalies(tmp_path, monke
     totals = evaluation.evaluate(predictor, split, layout_map=layout, scores=["maxlogit"])
     about = {"classes": list(spec.classes), "dataset": spec.name, "geometry": vars(predictor.geometry)}
     content = {"data": about, "config": {}}
-    result = evaluate.summarise(totals, split, spec, content, predictor)
+    result = summarise(totals, split, spec, content, predictor)
     row = result["anomaly"]["maxlogit"]
     assert row["aupr"] == pytest.approx(1.0)  # dark pixels are the anomalies, and get the largest score
     assert row["auroc"] == pytest.approx(1.0)
@@ -376,10 +377,11 @@ def test_features_are_pictures_a_table_and_a_section(trained, tmp_path, monkeypa
 MEASURE = """
 import resource, sys, torch
 from argparse import Namespace
-import data, engine, models, predict
+import data, models, predict
+from engine.predictor import Predictor
 args = Namespace(image_size=[240, 320], crop=eval(sys.argv[2]), short_side=0)
 model = models.build_model("mobilenetv2", 150)
-predictor = engine.Predictor(model, 150, data.Geometry.from_args(args, 150), torch.device("cpu"))
+predictor = Predictor(model, 150, data.Geometry.from_args(args, 150), torch.device("cpu"))
 predictor.logits(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image, found = predict.segment(predictor, sys.argv[1])

@@ -12,7 +12,6 @@ from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
 import data
-import evaluate as evaluate_script
 import metrics
 from datasets.catalogue import SPECS
 from datasets.label_spaces import LabelSpace, answer_table, build_space, declared_classes, join, translate
@@ -21,6 +20,7 @@ from engine import evaluation
 from engine.checkpoint import load_checkpoint
 from engine.evaluation import EvaluationCounts
 from engine.predictor import Prediction, Predictor, predict_image
+from engine.summary import safe_figures
 from engine.trained_run import layout_map_of, load_predictor
 from tests.conftest import TINY, run_script, write_folder_set
 from tests.test_train import kill_at_step, read_log, same_weights, start
@@ -206,9 +206,9 @@ def test_safe_miou_is_of_sets_that_label_all_of_idds_classes():
     totals = EvaluationCounts(26)
     totals.confusion += torch.eye(26, dtype=torch.int64)
     both = join([idd, translate(camvid, space)], [Path("a"), Path("b")], [None, None])
-    assert evaluate_script.safe_figures(totals, idd, idd.classes)["safe_miou"] == 1.0
-    assert evaluate_script.safe_figures(totals, translate(camvid, space), idd.classes) == {}
-    assert evaluate_script.safe_figures(totals, both, idd.classes) == {}
+    assert safe_figures(totals, idd, idd.classes)["safe_miou"] == 1.0
+    assert safe_figures(totals, translate(camvid, space), idd.classes) == {}
+    assert safe_figures(totals, both, idd.classes) == {}
 
 
 def test_a_wrong_name_costs_the_doctor_nothing(joint, tmp_path):

@@ -28,8 +28,9 @@ from engine.evaluation import (
     predictions,
 )
 from engine.predictor import FEATURE_MAPS, Prediction, Predictor, predict_image
-from engine.summary import parse_sizes, summarise_alarm, thresholds
-from engine.trained_run import load_predictor
+from engine.summary import summarise_alarm
+from engine.trained_run import alarms_of, load_predictor
+from evaluate import parse_sizes
 from networks.blocks import Normalise
 from tests.conftest import TINY, run_script, write_folder_set
 
@@ -477,6 +478,6 @@ def test_an_answer_that_is_not_finite_names_its_image(colours):
 
 
 def test_thresholds_of_a_checkpoint_without_any():
-    assert thresholds({"data": {}}) == {}
+    assert alarms_of({"data": {}}) == {}
     with pytest.raises(UserError, match="unknown option"):
         parse_sizes("min=1")

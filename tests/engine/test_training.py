@@ -15,7 +15,7 @@ import metrics
 import models
 from cli import UserError
 from datasets.catalogue import build_spec
-from engine import predictor as engine_evaluate
+from engine import predictor as predictor_module
 from engine import training as engine
 from engine.devices import autocast_dtype, choose_device
 from engine.evaluation import evaluate
@@ -262,7 +262,7 @@ def test_strips_equal_one_resize_whatever_their_height(size, monkeypatch):
     whole = torch.cat([strip for _, strip in strips(logits, size)], 1)
     reference = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     assert torch.allclose(whole, reference, atol=1e-5)
-    monkeypatch.setattr(engine_evaluate, "STRIP_BYTES", 4 * 5 * size[1] * 3)
+    monkeypatch.setattr(predictor_module, "STRIP_BYTES", 4 * 5 * size[1] * 3)
     parts = list(strips(logits, size))
     assert len(parts) == math.ceil(size[0] / 3)
     assert torch.equal(torch.cat([strip for _, strip in parts], 1), whole)
