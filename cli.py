@@ -10,12 +10,11 @@ Exit codes: 0 fine; 1 a fault was found or the run went wrong; 2 the user's inpu
 import argparse
 import difflib
 import errno
+import numbers
 import os
 import shlex
 import sys
 import time
-
-import numpy as np
 
 
 class UserError(ValueError):
@@ -181,46 +180,7 @@ def read_recipe(path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Running a script
-
-
-# What the user can do about an operating system's refusal; any other OSError is a bug and keeps its traceback.
-REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "choose another folder"),
-}
-
-
-def _out_of_memory(error):
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate" in str(error)
-
-
-def run(main):
-    """Run a script's main and return its exit code; a user's mistake is one line, not a traceback."""
-    try:
-        return main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:  # the loss is not finite
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{where}; {REMEDIES[error.errno]}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-        print(f"error: out of memory ({reason}); try a smaller --batch-size or --image-size", file=sys.stderr)
-        return 1
+# Progress
 
 
 def _clock(seconds):
@@ -230,9 +190,11 @@ def _clock(seconds):
 
 
 def figure_text(value):
+    """A figure for the terminal: four digits of a real number, a whole one as it is, '-' for None."""
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+    real = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    return f"{value:.4g}" if real else str(value)
 
 
 class Progress:
@@ -289,3 +251,46 @@ def _columns():
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running a script
+
+
+# What the user can do about an operating system's refusal; any other OSError is a bug and keeps its traceback.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "choose another folder"),
+}
+
+
+def _out_of_memory(error):
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate" in str(error)
+
+
+def run(main):
+    """Run a script's main and return its exit code; a user's mistake is one line, not a traceback."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:  # the loss is not finite
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}; {REMEDIES[error.errno]}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"error: out of memory ({reason}); try a smaller --batch-size or --image-size", file=sys.stderr)
+        return 1
