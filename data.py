@@ -1,7 +1,7 @@
 """Images and targets on their way to the network.
 
 The main process draws requests (which image, which crop box); DataLoader workers obey them: read, decode the labels,
-bring image and target to the canvas. They draw nothing, so any number of workers gives the same batches. Batches are
+resize or cut image and target to the canvas. They draw nothing, so any number of workers gives the same batches. Batches are
 uint8 and are augmented on the device by `Augment`, with one sampling grid for image and target.
 
 Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 253 normal but of no known class, 255 void.
@@ -61,7 +61,7 @@ def add_data_flags(parser):
 
 
 def add_geometry_flags(parser):
-    """The flags that choose how an image is brought to the network's size, and how it is varied in training."""
+    """The flags that choose how an image is resized for the network, and how it is varied in training."""
     group = parser.add_argument_group("geometry and augmentation")
     group.add_argument("--image-size", type=cli.size, default=[180, 320], metavar="HxW", help="canvas, pixels")
     group.add_argument("--crop", type=cli.size, metavar="HxW", help="cut this from the full size instead; empty: off")
@@ -86,7 +86,7 @@ def add_geometry_flags(parser):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image is brought to the network's size: stretched to `canvas`, or cut to `crop` from its full size.
+    """How an image is resized for the network: stretched to `canvas`, or cut to `crop` from its full size.
 
     All sizes (height, width) in pixels; short_side: with crop, resize so that the shorter side has this length, 0: off;
     most_pixels: a larger whole image is reduced to that many, so that memory stays bounded for any photo.

@@ -352,7 +352,7 @@ def _write_all(descriptor, content, offset):
 
 
 def _flush_folder(folder):
-    """Bring a new name itself to the disk."""
+    """Write a folder's new entry itself to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,7 @@
 """A trained run as what can be asked: its predictor, the data it was trained on, other sets in its classes."""
 
+import torch
+
 import cli
 import data
 import metrics
@@ -17,7 +19,7 @@ from networks.blocks import Normalise
 ALARM_RATE = f"{ALARM_RATES[0]:g}"  # of the thresholds in the checkpoint, the one that figures are given for
 
 
-def load_predictor(path, device):
+def load_predictor(path, device="cpu"):
     """A checkpoint as (Predictor, the checkpoint's content). Raises UserError as `load_model` does."""
     model, content = load_model(path)
     about = content["data"]
@@ -26,7 +28,9 @@ def load_predictor(path, device):
     statistics = dict(about.get("statistics") or {})
     if model.centres is not None:
         statistics["centres"] = model.centres.places.detach()
-    return Predictor(model, len(about["classes"]), geometry, device, normalise, statistics=statistics), content
+    return Predictor(
+        model, len(about["classes"]), geometry, torch.device(device), normalise, statistics=statistics
+    ), content
 
 
 def layout_map_of(content):
