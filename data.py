@@ -1,8 +1,8 @@
 """Images and targets on their way to the network.
 
 The main process draws requests (which image, which crop box); DataLoader workers obey them: read, decode the labels,
-resize or cut image and target to the canvas. They draw nothing, so any number of workers gives the same batches. Batches are
-uint8 and are augmented on the device by `Augment`, with one sampling grid for image and target.
+resize or cut image and target to the canvas. They draw nothing, so any number of workers gives the same batches.
+Batches are uint8 and are augmented on the device by `Augment`, with one sampling grid for image and target.
 
 Train ids: 0 … C-1 the known classes, C anomaly where a set has it, 253 normal but of no known class, 255 void.
 """
