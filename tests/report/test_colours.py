@@ -59,6 +59,8 @@ def test_palette_is_stable_and_never_repeats_a_colour():
     assert len(set(palette)) == 255
     assert all(distinct_palette(n) == palette[:n] for n in (0, 5, 9, 10, 40))
     assert not {VOID_COLOUR, ANOMALY_COLOUR} & set(palette)
+    with pytest.raises(ValueError, match="256 classes"):
+        distinct_palette(256)
 
 
 def test_heat_ramp_keeps_its_order_for_every_kind_of_sight():
