@@ -55,8 +55,8 @@ from probes.survey import survey_split
 from probes.trained_weights import batch_norm_gap
 from probes.training_log import training_log
 from report.colours import distinct_palette
-from report.exhibits import diagnosis_table
 from report.files import save_exhibits, write_diagnosis_page, write_json
+from report.findings import diagnosis_table
 
 ABOUT_TRAINING = {"model", "freeze", "aux_task", "iters", "lr"}
 OF_MASKS = {"classes", "layout_floor"}  # the probes that ask for no image

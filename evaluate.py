@@ -38,9 +38,8 @@ from engine.trained_run import (
     own_layouts,
 )
 from report.files import save_picture, write_json, write_report
-from report.page import confusion_words
 from report.pictures import anomaly_panel, confusion_picture, feature_picture, panel
-from report.tables import anomaly_table, class_table, feature_table, sets_table
+from report.tables import anomaly_table, class_table, confusion_words, feature_table, score_text, sets_table
 
 FEATURE_IMAGES, FEATURE_CHANNELS = 6, 8  # images behind the figures of a stage where no panel is drawn; channels drawn
 SIZES = {"min-prediction": 500, "min-truth": 100}  # pixels; SegmentMeIfYouCan's anomaly track
@@ -184,15 +183,15 @@ def print_summary(result, split):
     else:
         own = "" if result["own_layout_floor"] is None else f" (of its own layout {result['own_layout_floor']:.3f})"
         interval = "" if result["miou_interval"] is None else " [{:.3f}, {:.3f}]".format(*result["miou_interval"])
+        names = ("layout_floor", "semantic_gain", "pixel_accuracy")
+        floor, gain, accuracy = (score_text(result[name], "undefined") for name in names)
         print(
             f"{split.name} mIoU {result['miou']:.3f}{interval} over {result['classes_averaged']} classes, layout floor "
-            f"{shown(result['layout_floor'])}{own}, semantic gain {shown(result['semantic_gain'])}, pixel accuracy "
-            f"{shown(result['pixel_accuracy'])}"
+            f"{floor}{own}, semantic gain {gain}, pixel accuracy {accuracy}"
         )
     if "safe_miou" in result:
-        print(
-            f"safe mIoU {shown(result['safe_miou'])}: mIoU less a penalty for what is taken for road users, or they for"
-        )
+        safe = score_text(result["safe_miou"], "undefined")
+        print(f"safe mIoU {safe}: mIoU less a penalty for what is taken for road users, or they for")
     if "sets" in result:
         print(sets_table(result))
     worst = [f"{row['file']} {row['miou']:.3f}" for row in result["worst_images"][:3]]
@@ -200,11 +199,6 @@ def print_summary(result, split):
         print(f"worst images by mIoU: {', '.join(worst)}")
     if result["anomaly"]:
         print(anomaly_table(result["anomaly"], result["anomaly_share"]))
-
-
-def shown(value):
-    """A figure with three digits, or the word for none."""
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def spread_evenly(rated, count):

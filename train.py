@@ -44,10 +44,10 @@ from engine.sampling import build_sampling, parse_sampling, share_batches
 from engine.trained_run import add_score_statistics
 from engine.training import Training, train_one_epoch, validate
 from networks.blocks import MEAN, STD, Normalise
-from report.charts import score_text
 from report.colours import distinct_palette
 from report.files import save_picture
 from report.pictures import contact_sheet
+from report.tables import score_text
 
 # What may differ between a run and its continuation: where things are, not what is computed.
 FREE_ON_RESUME = {"run_dir", "resume", "data_dir", "workers", "cache", "device", "save_every", "tensorboard"}

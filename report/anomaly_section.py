@@ -4,14 +4,15 @@ Takes evaluation["anomaly"] {score: figures} as evaluate.py writes it. Every fig
 there is not shown. `chance` is the share of the judged pixels that are anomalous: the AUPR of a guess.
 """
 
-import math
 from html import escape
 
-from report.charts import floor_bar, line_chart, percent_text, score_text
+from report.charts import chart_grid, floor_bar, line_chart
+from report.elements import numbered, paragraph, safe, scroll
+from report.tables import certified, chance_figures, figure, interval_text, percent_text, ranked, score_text
 
 CURVES = 6  # curves in one chart: the styles that can be told apart
 LISTED = 5  # classes named
-RATE = "0.01"  # the share of false alarms that sentences speak of
+RATE, RATE_TEXT = "0.01", "1 %"  # the share of false alarms that sentences speak of
 
 # (what the figure is taken over, its name, where it stands in a score's figures)
 POOLED, FOUND, MEAN = "all pixels pooled", "found at", "mean over images"
@@ -28,44 +29,9 @@ COLUMNS = (
     ("parts", "F1", "components/f1"),
     ("open set", "mIoU", "open_miou"),
 )
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-
-
-def ranked(anomaly):
-    """[(score, figures)], the largest AUPR first; those without one come last."""
-    rows = (anomaly or {}).items()
-    return sorted(rows, key=lambda row: (row[1].get("aupr") is None, -(row[1].get("aupr") or 0)))
-
-
-def figure(scores, place):
-    """The figure at a place such as "per_image/aupr", None where a part of the way is missing."""
-    for name in place.split("/"):
-        scores = (scores or {}).get(name)
-    return scores
-
-
-def certified(scores, name):
-    """A figure and the bound of its error as text: ("0.31236", "0.00005"), the bound "" where none is known.
-
-    The bound is rounded up and covers the rounding of the figure too: the exact value lies within it of what is shown.
-    """
-    value, error = figure(scores, name), figure(scores, f"{name}_error")
-    if value is None or error is None:
-        return f"{value:.4f}" if value and value < 0.01 else score_text(value), ""
-    digits = min(5, max(4, -math.floor(math.log10(error)))) if error else 4
-    bound = error + abs(value - round(value, digits))
-    return f"{value:.{digits}f}", f"{math.ceil(bound * 10**digits - 1e-6) / 10**digits:.{digits}f}"
-
-
-def chance_figures(chance):
-    """What a score gets that is drawn at random, in the shape of a score's figures; {} where the share is not known."""
-    if chance is None:
-        return {}
-    f1 = 2 * chance / (1 + chance)  # at its best, where every pixel raises an alarm
-    found = {"0.01": 0.01, "0.001": 0.001}
-    return {"aupr": chance, "auroc": 0.5, "fpr95": 0.95, "best_f1": f1, "found_at": found}
+THRESHOLDS = {"components": "best pixel F1 on this split", "components_at_alarm": "the alarm"}
+COMPONENT_WORDS = {"f1": "F1", "siou": "sIoU", "ppv": "precision (PPV)"}
+COMPONENT_COUNTS = {"components": "anomalies in the truth", "predicted": "regions above the threshold"}
 
 
 def brief(value):
@@ -77,29 +43,14 @@ def brief(value):
 # Words
 
 
-def _safe(text):
-    """Text for the page: escaped, and no line of it begins with a percent sign."""
-    return escape(text).replace(" %", "\u00a0%")
-
-
-def _paragraph(text, kind=""):
-    start = f'<p class="{kind}">' if kind else "<p>"
-    return f"{start}{_safe(text)}</p>" if text else ""
-
-
-def _rate(share):
-    """A chosen rate as percent, as it was written: 1 %, 0.1 %."""
-    return f"{100 * share:g} %"
-
-
 def anomaly_heads(evaluation):
     """The three figures that lead a page without mIoU: [(name, text, note)], [] where no score has an AUPR."""
     name, best = next(iter(ranked(evaluation.get("anomaly"))), ("", {}))
     if best.get("aupr") is None:
         return []
     chance, interval = evaluation.get("anomaly_share"), best.get("aupr_interval")
-    between = f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-    where = f"share of their pixels, where {_rate(float(RATE))} of the normal ones raise a false alarm"
+    between = f", 95 % interval {interval_text(interval)}" if interval else ""
+    where = f"share of their pixels, where {RATE_TEXT} of the normal ones raise a false alarm"
     return [
         ("best AUPR", score_text(best["aupr"]), name + between),
         ("AUPR of chance", "–" if chance is None else brief(chance), "the share of anomalous pixels"),
@@ -132,11 +83,11 @@ def anomaly_bar(evaluation):
 
 def worth(name, scores, chance):
     """What the best score means, in one plain sentence; "" where neither its found share nor its AUPR is known."""
-    found, rate = figure(scores, f"found_at/{RATE}"), _rate(float(RATE))
+    found = figure(scores, f"found_at/{RATE}")
     if found is not None:
         return (
-            f"{name} finds {percent_text(found)} of the anomalous pixels when {rate} of the normal ones raise a false "
-            f"alarm; chance would find {rate}."
+            f"{name} finds {percent_text(found)} of the anomalous pixels when {RATE_TEXT} of the normal ones raise a "
+            f"false alarm; chance would find {RATE_TEXT}."
         )
     if scores.get("aupr") is None:
         return ""
@@ -149,8 +100,9 @@ def alarm_words(name, scores):
     alarm = scores.get("alarm") or {}
     if any(alarm.get(key) is None for key in ("threshold", "rate", "found", "false_alarms")):
         return ""
+    rate = percent_text(alarm["rate"], exact=True)
     text = (
-        f"{name} raises its alarm from {alarm['threshold']:.4g} on, chosen so that {_rate(alarm['rate'])} of the known "
+        f"{name} raises its alarm from {alarm['threshold']:.4g} on, chosen so that {rate} of the known "
         f"validation pixels raise it. On this split {percent_text(alarm['false_alarms'])} of the normal pixels and "
         f"{percent_text(alarm['found'])} of the anomalous ones do."
     )
@@ -173,19 +125,13 @@ def _components(parts, which):
     return f"By connected parts{where}: {', '.join(text)}." if text else ""
 
 
-THRESHOLDS = {"components": "best pixel F1 on this split", "components_at_alarm": "the alarm"}
-COMPONENT_WORDS = {"f1": "F1", "siou": "sIoU", "ppv": "precision (PPV)"}
-COMPONENT_COUNTS = {"components": "anomalies in the truth", "predicted": "regions above the threshold"}
-
-
 def _list(head, rows, of):
     """At most LISTED classes, each with its share and its number of pixels, under a head."""
-    items = ""
+    texts = []
     for row in (rows or [])[:LISTED]:
         pixels = "" if row.get("pixels") is None else f" ({row['pixels']:,})"
-        text = f"{row['class']}: {percent_text(row['share'])} {of}{pixels}"
-        items += f"<li>{_safe(text)}</li>"
-    return f"<div><p>{head}:</p><ol>{items}</ol></div>" if items else ""
+        texts.append(f"{row['class']}: {percent_text(row['share'])} {of}{pixels}")
+    return f"<div>{numbered(head, texts)}</div>" if texts else ""
 
 
 def mistakes(scores):
@@ -194,7 +140,7 @@ def mistakes(scores):
     lists += _list(
         "What the anomalous pixels without an alarm are taken for", scores.get("hidden"), "of the anomalous pixels"
     )
-    return _grid(lists)
+    return chart_grid(lists, "charts two")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,7 +152,7 @@ def _cell(scores, place):
     value, bound = certified(scores, place)
     value += f'<span class="note"> ±\u00a0{bound}</span>' if bound else ""
     interval = figure(scores, f"{place}_interval")
-    under = f'<br><span class="note">{interval[0]:.3f} to {interval[1]:.3f}</span>' if interval else ""
+    under = f'<br><span class="note">{interval_text(interval)}</span>' if interval else ""
     return f'<td class="n">{value}{under}</td>'
 
 
@@ -218,7 +164,7 @@ def _head_row(columns):
             groups.append([group, 0])
         groups[-1][1] += 1
     over = "".join(f'<th colspan="{many}">{group}</th>' for group, many in groups)
-    names = "".join(f'<th class="n">{_safe(name)}</th>' for _, name, _ in columns)
+    names = "".join(f'<th class="n">{safe(name)}</th>' for _, name, _ in columns)
     return f"<thead><tr><th></th>{over}</tr><tr><th>score</th>{names}</tr></thead>"
 
 
@@ -231,7 +177,7 @@ def anomaly_rows(order, chance):
     if chance is not None:
         cells = "".join(_cell(chance_figures(chance), place) for _, _, place in columns)
         rows += f'<tr class="chance"><td>chance</td>{cells}</tr>'
-    return f'<div class="scroll"><table class="scores">{_head_row(columns)}{rows}</table></div>'
+    return scroll(f'<table class="scores">{_head_row(columns)}{rows}</table>')
 
 
 def _notes(order):
@@ -254,7 +200,7 @@ def _notes(order):
         (has("open_miou"), "open set: mIoU of the known classes with every alarm taken for an anomaly"),
     ]
     text = "; ".join(note for there, note in notes if there)
-    return _paragraph(text[0].upper() + text[1:] + ".", "note") if text else ""
+    return paragraph(text[0].upper() + text[1:] + ".", "note") if text else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,7 +250,7 @@ def curve_charts(order, chance):
     text = "Dots: the alarms, set on known validation pixels." if roc else ""
     if left_out:
         text += f" Left out, with a lower AUPR: {', '.join(left_out)}."
-    return charts, _paragraph(text.strip(), "note")
+    return charts, paragraph(text.strip(), "note")
 
 
 def density_chart(name, scores):
@@ -329,10 +275,6 @@ def density_chart(name, scores):
 # The section
 
 
-def _grid(charts):
-    return f'<div class="charts two">{charts}</div>' if charts else ""
-
-
 def anomaly_section(anomaly, chance=None):
     """The whole section as HTML, "" where there is no score."""
     order = ranked(anomaly)
@@ -342,13 +284,13 @@ def anomaly_section(anomaly, chance=None):
     curves, note = curve_charts(order, chance)
     densities = (density_chart(shown, anomaly.get(shown, {})) for shown in dict.fromkeys((name, "maxlogit")))
     return (
-        _paragraph(worth(name, best, chance), "reading")
+        paragraph(worth(name, best, chance), "reading")
         + anomaly_rows(order, chance)
         + _notes(order)
-        + _grid(curves)
+        + chart_grid(curves, "charts two")
         + note
-        + _grid("".join(densities))
-        + _paragraph(alarm_words(name, best))
+        + chart_grid("".join(densities), "charts two")
+        + paragraph(alarm_words(name, best))
         + mistakes(best)
-        + _paragraph(component_words(best))
+        + paragraph(component_words(best))
     )

@@ -1,5 +1,4 @@
-"""Drawings of the report page as inline SVG: line charts with round ticks, and the bar of a score against its floor;
-and numbers as text.
+"""Drawings of the report page as inline SVG: line charts with round ticks, and the bar of a score against its floor.
 
 A chart is drawn 380 units wide with 12-unit text, and the page shows it about 340 to 520 pixels wide: legible on a
 phone and on a desk. Colours come from the page's style sheet (classes s0 … s5), so they follow light and dark.
@@ -7,6 +6,8 @@ phone and on a desk. Colours come from the page's style sheet (classes s0 … s5
 
 import math
 from html import escape
+
+from report.elements import paragraph
 
 WIDTH, HEIGHT = 380, 230
 TOP, BOTTOM, RIGHT = 10, 40, 14
@@ -25,6 +26,17 @@ def round_ticks(low, high, count=5):
     return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
 
+def y_ticks(values):
+    """The ticks of a y axis that starts at 0, below it only for negative values."""
+    return round_ticks(min(0.0, *values), max(values) or 1.0)
+
+
+def x_ticks(first, last):
+    """The round ticks of an x axis that begins and ends with the values."""
+    slack = (last - first) / 1000
+    return [tick for tick in round_ticks(first, last) if first - slack <= tick <= last + slack] or [first]
+
+
 def tick_text(value):
     """A tick's number, short: 0.6, 1500, 20k, 5e-5."""
     if abs(value) >= 10000:
@@ -33,17 +45,6 @@ def tick_text(value):
         return f"{value:.4g}"
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else f"{value:.4g}"
-
-
-def score_text(value):
-    """A fraction with three digits, None as a dash."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def percent_text(share):
-    """A share as percent with two digits: 31 %, 3.4 %, 0.052 %."""
-    value = 100 * share
-    return f"{value:.0f} %" if value >= 9.95 else f"{value:#.2g} %" if value >= 0.01 else "under 0.01 %"
 
 
 def finite(points):
@@ -111,11 +112,9 @@ def line_chart(title, series, x_label, note="", *, span=None, base=(), dots=None
     series, base = _drawable(series), _drawable(base)
     if not series:
         return ""
-    values = [y for _, points in [*series, *base] for _, y in points]
-    ys = round_ticks(min(0.0, *values), max(values) or 1.0)
+    ys = y_ticks([y for _, points in [*series, *base] for _, y in points])
     first, last = span or (0, max(x for _, points in series for x, _ in points))
-    slack = (last - first) / 1000
-    xs = [tick for tick in round_ticks(first, last, 5) if first - slack <= tick <= last + slack] or [first]
+    xs = x_ticks(first, last)
     left = 14 + 7 * max(len(tick_text(y)) for y in ys)
 
     def place(x, y):
@@ -132,9 +131,13 @@ def line_chart(title, series, x_label, note="", *, span=None, base=(), dots=None
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption><div class="keys">{keys}</div>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
-        + (f'<p class="note">{escape(note)}</p>' if note else "")
-        + "</figure>"
+        f"{paragraph(note, 'note')}</figure>"
     )
+
+
+def chart_grid(charts, kind="charts"):
+    """Charts, HTML one after the other, in as many columns as fit; kind: "charts two" for at most two columns."""
+    return f'<div class="{kind}">{charts}</div>' if charts else ""
 
 
 def _mark(value, row, text):

@@ -3,9 +3,10 @@
 import numpy as np
 from PIL import Image
 
+from datasets.spec import NORMAL
+
 VOID_COLOUR = (0, 0, 0)
 ANOMALY_COLOUR = (255, 72, 0)
-NORMAL = 253  # train id: not an anomaly, but of no known class (beside 0 … C-1, C for anomaly, and 255 for void)
 NORMAL_COLOUR = (185, 185, 185)  # of all greys the farthest from these palettes and Cityscapes': CIEDE2000 at least 8
 ALARM_COLOUR = (0, 229, 255)  # outlines on heat maps: CIEDE2000 at least 28 from any colour of the ramp
 ERROR_COLOUR = (220, 0, 90)  # on a grey picture: no other pixel of the errors tile has a hue
@@ -26,6 +27,27 @@ DISTINCT = [
     (150, 90, 135),
 ]
 
+# The colours after those, six hexadecimal digits each. Each is that colour of an RGB grid in steps of 15 (with an OKLab
+# lightness of 0.35 to 0.97) which lies farthest from black, orange-red and all before it: Euclidean distance in OKLab
+# (Ottosson 2020), the smallest over normal sight and the three colour blindnesses of Machado, Oliveira and Fernandes
+# 2009 (severity 1.0). These three count 1.5 times: they have a dimension less, and would lose to the normal one.
+FURTHER = (
+    "3c00b4a5c37887c3ffff69b4c30fc3f0ffa5f0a50fc31e5a691e1e5a9600962d96c35ab4d2b4b40000e1c35aff3c69d2c3e19687a55a"
+    "5a0087d2ffff5ab4d200e1e187875aa54b1e87004b3c3c3cfff0007878e100d23c5a4b1ea5a5ff694b785a6969f05a87b4ff7869ffc3"
+    "780fc3f087e13c87ff785ab49687d2c3a58778a5a5d22d9669e169690069b4d2ff4b3ce1963c3cf0e1ffffb4d2d296008700967878a5"
+    "c3782da5693c96f05ae1875ab4d2a5f000f0007887877869694ba51e3ca54b3c87f02da500d2b4e15ac3e100d2ffb45a783c5ab4ffe1"
+    "b4f0874b9687d2f0a5b45a00964b5a5a3c2dc3b4d2e1d2c34b8778783cb43c5a3ca50f78870f78b4d20f781e5aff964b781e0078b478"
+    "d287c3871ed2879678a5a59678693c96b4f0783c871e78d2e169e1e1c387c33cc33c0f96e1b496c3694bb48769b42d96a5e1f0a5d2d2"
+    "6969c3b4963c1e4b4b2d5a690000c3b469784bd2f04b1e785a1e5a960f1ea5b469a54be12d4b78d2a5a51e4ba569d25ab40f1ed27896"
+    "d2ff5aa54b69781e87e1ffd24b3c5ae14b698796ff780ff0e11ea5c35ae14b87d2b4a5c35a0fd2a55a9687c300ffd2b44b00a5873c69"
+    "5af01e784b2d875a78b478b4692db45a2d2d963ce1d2d278d2004b2df0b4e178a5f0783cffff00e196d2ff4bf04bffffa578c3695a87"
+    "a5e1a53c695a96b4969696b48778b496c3e1961ec3c35a4be1694ba5a5e1ffe196d2c3c37896e1d278ff1e00f0b4e1d2c39669693c3c"
+    "8769785aa596ffa587d2f0f07869f000b40fd2695ae1c3e1e187d2b43cb4ff96f01ea5c33c4b3cc3ffb4f01e00e1a5c35ac3a51e965a"
+    "968778690f4b0078a5a52d2de1e16987a5b4c396f02d3c78f0f0d2d278c396695ac3c3a5c32d006987a52d5aa5691e69b44b2dd200f0"
+    "3c69b469c34b3c3c96d2967800872d872d69871e003ce14b690fb4ffc3b4f0e1d2d25a967869d2b45a87fff096969687c3c3ff7887f0"
+    "e1e1f0c32d871e4b00b4e1ffc3fff06996a578d296875afff0698787c3c38778ffb4b478"
+)
+
 # Lightness rises evenly and hue turns from blue over red to yellow, so that order survives grey print and colour
 # blindness. Eleven points spaced evenly in OKLCH; colours between them are interpolated.
 HEAT_RAMP = [
@@ -42,59 +64,17 @@ HEAT_RAMP = [
     (255, 248, 188),
 ]
 
-# Linear RGB as seen without one kind of cone. Source: Machado, Oliveira and Fernandes 2009, severity 1.0.
-_PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-_DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
-_TRITANOPIA = [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
-# Linear RGB to OKLab. Source: Ottosson 2020.
-_RGB_TO_LMS = [
-    [0.41222147, 0.53633254, 0.05144599],
-    [0.2119035, 0.68069955, 0.10739696],
-    [0.08830246, 0.28171884, 0.6299787],
-]
-_LMS_TO_LAB = [
-    [0.21045426, 0.7936178, -0.00407205],
-    [1.977998, -2.4285922, 0.45059371],
-    [0.02590404, 0.78277177, -0.80867577],
-]
-
-
-def _appearance(colours):
-    """OKLab of (M, 3) colours in 0..255 for normal sight and three colour blindnesses: (4, M, 3).
-
-    The colour-blind coordinates count 1.5 times: they have a dimension less, and would lose to the normal ones.
-    """
-    srgb = np.asarray(colours, dtype=np.float64) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    seen = [linear] + [np.clip(linear @ np.transpose(m), 0, 1) for m in (_PROTANOPIA, _DEUTERANOPIA, _TRITANOPIA)]
-    lab = np.cbrt(np.stack(seen) @ np.transpose(_RGB_TO_LMS)) @ np.transpose(_LMS_TO_LAB)  # (4, M, 3)
-    return lab * np.array([1, 1.5, 1.5, 1.5])[:, None, None]
-
 
 def distinct_palette(n):
     """n colours that stay distinct for the common kinds of colour blindness: [(r, g, b)] in 0..255, always the same.
 
     Up to nine colours any two differ by at least 14 in CIEDE2000 for every kind of sight (and from black, void, and
-    orange-red, anomaly). Each further one is the colour of an RGB grid in steps of 15, neither near black nor near
-    white, that is farthest from all before it: smallest CIEDE2000 10 for 11, 8 for 13 and 7 for 19 colours.
+    orange-red, anomaly); smallest CIEDE2000 10 for 11, 8 for 13 and 7 for 19 colours.
+    Raises ValueError for n > 255, more classes than an 8-bit mask tells apart.
     """
-    chosen = list(DISTINCT[:n])
-    if n <= len(DISTINCT):
-        return chosen
-    steps = np.arange(0, 256, 15)
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)  # (5832, 3)
-    lightness = _appearance(grid)[0, :, 0]
-    grid = grid[(lightness > 0.35) & (lightness < 0.97)]
-    seen = _appearance(grid)
-    distance = np.full(len(grid), np.inf)
-    taken = _appearance([*DISTINCT, VOID_COLOUR, ANOMALY_COLOUR])
-    for index in range(taken.shape[1]):
-        distance = np.minimum(distance, np.linalg.norm(seen - taken[:, index, None], axis=2).min(0))
-    while len(chosen) < n:
-        farthest = int(distance.round(6).argmax())  # rounded: the last bits differ between machines
-        chosen.append(tuple(int(value) for value in grid[farthest]))
-        distance = np.minimum(distance, np.linalg.norm(seen - seen[:, farthest, None], axis=2).min(0))
-    return chosen
+    if n > 255:
+        raise ValueError(f"{n} classes; a mask of 8 bits tells at most 255 apart")
+    return [*DISTINCT, *zip(*[iter(bytes.fromhex(FURTHER))] * 3, strict=True)][:n]
 
 
 def colour_table(palette):

@@ -1,40 +1,38 @@
-"""What the doctor found, to look at and to read: exhibits as pictures, findings in order, the terminal's table.
+"""A finding's exhibits as pictures: tiles, a confusion matrix, curves.
 
 An exhibit is any object with `caption`, `tiles`, `confusion` and `curves`, a tile one with `title`, `image` and `mask`;
-probes_finding.py declares both. Findings are taken as a diagnosis's JSON holds them.
+probes/finding.py declares both.
 """
 
 import io
-import shutil
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from report.charts import finite, round_ticks, thin, tick_text
-from report.colours import colour_mask
-from report.pictures import (
+from datasets.spec import UNKNOWN, VOID
+from report.canvas import (
     GAP,
     INK,
     MUTED,
     PAPER,
-    _font,
-    _grow,
-    _ids,
-    _legend,
-    _legend_entries,
-    _plain,
-    _shorten,
-    _stack,
-    _text_block,
-    confusion_picture,
+    frame,
+    grow,
+    ids_in,
+    legend_entries,
+    load_font,
+    plain,
+    shorten,
+    stack,
+    text_block,
 )
+from report.charts import finite, thin, tick_text, x_ticks, y_ticks
+from report.colours import colour_mask
+from report.pictures import confusion_picture
 
 PICTURE_WIDTH, TILE_HEIGHT, TITLE_WIDTH = 1200, 420, 120  # pixels: widest row, highest tile, narrowest title
 PICTURE_LIMIT = 300_000  # bytes of one file
 BORDER_COLOUR, BORDER_EDGE = (255, 240, 40), (0, 0, 0)  # one of the two stands out on any photograph
-UNKNOWN = 254  # data_specs.UNKNOWN: in a mask as read, a value that is neither a class nor void
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Exhibits
@@ -55,7 +53,7 @@ def draw_exhibit(exhibit, classes, palette):
         parts.append(curve_picture(exhibit.curves))
     if not parts:
         raise ValueError(f"exhibit {exhibit.caption!r} holds nothing to draw")
-    return _stack(parts)
+    return stack(parts)
 
 
 def encode(picture):
@@ -79,22 +77,19 @@ def tile_row(tiles, classes, palette):
     """Tiles of one height side by side under their titles, and the legend of the classes that masks show as colours."""
     height, least = _row_height(tiles)
     drawn = [_draw_tile(tile, height, palette) for tile in tiles]
-    heads = [_title(tile.title, max(picture.width, least)) for tile, picture in zip(tiles, drawn, strict=True)]
+    heads = [title_block(tile.title, max(picture.width, least)) for tile, picture in zip(tiles, drawn, strict=True)]
     above = max(head.height for head in heads)
     columns = []
     for head, picture in zip(heads, drawn, strict=True):
         head = ImageOps.pad(head, (head.width, above), color=PAPER, centering=(0, 1))  # titles stand on their tile
-        columns.append(_stack([head, picture], gap=4))
+        columns.append(stack([head, picture], gap=4))
     row = Image.new("RGB", (sum(part.width + GAP for part in columns) + GAP, columns[0].height + 2 * GAP), PAPER)
     across = GAP
     for column in columns:
         row.paste(column, (across, GAP))
         across += column.width + GAP
-    ids = _ids(*(tile.mask for tile in tiles if tile.image is None))
-    if not ids:
-        return row
-    legend = _legend(_exhibit_entries(ids, classes, palette), max(row.width - 2 * GAP, 260))
-    return _stack([row, _stack([legend], margin=GAP)], gap=0)
+    ids = ids_in(*(tile.mask for tile in tiles if tile.image is None))
+    return frame(row, entries=exhibit_entries(ids, classes, palette) if ids else (), least=260)
 
 
 def _row_height(tiles):
@@ -106,23 +101,23 @@ def _row_height(tiles):
     return next((h for h in heights if sum(max(h * aspect, least) for aspect in aspects) <= room), 1), least
 
 
-def _title(text, width):
+def title_block(text, width):
     """A tile's title wrapped to `width` pixels; a file name that is longer goes on in the next line."""
-    font, words_that_fit = _font(17), []
-    for word in _plain(text).split():
+    font, words_that_fit = load_font(17), []
+    for word in plain(text).split():
         while font.getlength(word) > width:
             fits = next(end for end in range(len(word) - 1, 0, -1) if font.getlength(word[:end]) <= width)
             words_that_fit.append(word[:fits])
             word = word[fits:]
         words_that_fit.append(word)
-    return _text_block(" ".join(words_that_fit), width, size=17)
+    return text_block(" ".join(words_that_fit), width, size=17)
 
 
-def _exhibit_entries(ids, classes, palette):
+def exhibit_entries(ids, classes, palette):
     """The legend of the ids; black is said to hold undeclared values where it does."""
-    entries = _legend_entries(ids, classes, palette)
+    entries = legend_entries(ids, classes, palette)
     if UNKNOWN in ids and len(classes) < UNKNOWN:
-        name = "a value of no class, or not labelled" if ids & {255} else "a value of no class"
+        name = "a value of no class, or not labelled" if VOID in ids else "a value of no class"
         entries[-1] = (name, entries[-1][1])
     return entries
 
@@ -154,7 +149,7 @@ def draw_borders(photo, ids):
     line[1:] |= ids[1:] != ids[:-1]
     line[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     picture = np.array(photo)
-    picture[_grow(line)] = BORDER_EDGE
+    picture[grow(line)] = BORDER_EDGE
     picture[line] = BORDER_COLOUR
     return Image.fromarray(picture)
 
@@ -179,7 +174,7 @@ GRID_COLOUR = (222, 225, 230)
 SHARP = 3  # curves are drawn this many times larger, then shrunk: smooth lines
 
 
-class Frame(NamedTuple):
+class Axes(NamedTuple):
     """Where the axes of a chart stand: pixels, and the values at their ends."""
 
     left: float
@@ -201,141 +196,59 @@ def curve_picture(curves):
 
     The y axis starts at 0, below it only for negative values.
     """
-    plain = {name: [(float(x), None if y is None else float(y)) for x, y in line] for name, line in curves.items()}
-    lines = {name: points for name, line in plain.items() if (points := thin(finite(line)))}
+    series = {name: [(float(x), None if y is None else float(y)) for x, y in line] for name, line in curves.items()}
+    lines = {name: points for name, line in series.items() if (points := thin(finite(line)))}
     if not lines:
-        return _stack([_text_block(f"No finite value: {', '.join(curves)}", CHART_WIDTH)], margin=GAP)
+        return stack([text_block(f"No finite value: {', '.join(curves)}", CHART_WIDTH)], margin=GAP)
     xs, ys = ([point[axis] for line in lines.values() for point in line] for axis in (0, 1))
-    y_ticks = round_ticks(min(0.0, *ys), max(ys) or 1.0)
-    first, last = min(xs), max(xs)
-    slack = (last - first) / 1000
-    x_ticks = [tick for tick in round_ticks(first, last) if first - slack <= tick <= last + slack] or [first]
-    left = 20 + max(_font(16).getlength(tick_text(tick)) for tick in y_ticks)
-    names = min(NAME_WIDTH, max(_font(16).getlength(_plain(name)) for name in lines))
+    heights, places = y_ticks(ys), x_ticks(min(xs), max(xs))
+    left = 20 + max(load_font(16).getlength(tick_text(tick)) for tick in heights)
+    names = min(NAME_WIDTH, max(load_font(16).getlength(plain(name)) for name in lines))
     bottom = max(CHART_HEIGHT - FOOT, LINE * (len(lines) + 1))
-    frame = Frame(left, CHART_WIDTH - 44 - names, 16, bottom, (first, last), (y_ticks[0], y_ticks[-1]))
-    spots = {name: [frame.place(x, y) for x, y in line] for name, line in lines.items()}
-    sheet = _draw_curves(frame, spots, y_ticks)
-    _write_numbers(ImageDraw.Draw(sheet), frame, x_ticks, y_ticks)
-    for name, height in _name_heights(frame, spots).items():
-        text = _shorten(_plain(name), _font(16), NAME_WIDTH)
-        ImageDraw.Draw(sheet).text((frame.right + 34, height), text, INK, _font(16), anchor="lm")
+    axes = Axes(left, CHART_WIDTH - 44 - names, 16, bottom, (min(xs), max(xs)), (heights[0], heights[-1]))
+    spots = {name: [axes.place(x, y) for x, y in line] for name, line in lines.items()}
+    sheet = _draw_curves(axes, spots, heights)
+    _write_numbers(ImageDraw.Draw(sheet), axes, places, heights)
+    for name, height in name_heights(axes, spots).items():
+        text = shorten(name, load_font(16), NAME_WIDTH)
+        ImageDraw.Draw(sheet).text((axes.right + 34, height), text, INK, load_font(16), anchor="lm")
     return sheet
 
 
-def _draw_curves(frame, spots, y_ticks):
+def _draw_curves(axes, spots, ticks):
     """Grid, curves and marks, drawn large and shrunk."""
-    sheet = Image.new("RGB", (CHART_WIDTH * SHARP, round(frame.bottom + FOOT) * SHARP), PAPER)
-    draw, heights = ImageDraw.Draw(sheet), _name_heights(frame, spots)
-    for tick in y_ticks:
-        height = frame.place(0, tick)[1] * SHARP
-        draw.line((frame.left * SHARP, height, frame.right * SHARP, height), GRID_COLOUR, SHARP)
+    sheet = Image.new("RGB", (CHART_WIDTH * SHARP, round(axes.bottom + FOOT) * SHARP), PAPER)
+    draw, heights = ImageDraw.Draw(sheet), name_heights(axes, spots)
+    for tick in ticks:
+        height = axes.place(0, tick)[1] * SHARP
+        draw.line((axes.left * SHARP, height, axes.right * SHARP, height), GRID_COLOUR, SHARP)
     for number, (name, line) in enumerate(spots.items()):
         colour = CURVE_COLOURS[number % len(CURVE_COLOURS)]
         draw.line([(x * SHARP, y * SHARP) for x, y in line], colour, 2 * SHARP, joint="curve")
         marked = np.unique(np.linspace(0, len(line) - 1, min(6, len(line))).round().astype(int))
-        for x, y in [*(line[index] for index in marked), (frame.right + 22, heights[name])]:
+        for x, y in [*(line[index] for index in marked), (axes.right + 22, heights[name])]:
             sides, turn = MARKS[number % len(MARKS)]
             draw.regular_polygon((x * SHARP, y * SHARP, 6 * SHARP), sides, turn, fill=colour)
     return sheet.resize((CHART_WIDTH, sheet.height // SHARP), Image.Resampling.LANCZOS)
 
 
-def _name_heights(frame, spots):
+def name_heights(axes, spots):
     """Where each curve's name stands: beside its last point, moved apart where names would overlap."""
     order = sorted(spots, key=lambda name: spots[name][-1][1])
     heights = [spots[name][-1][1] for name in order]
     for index in range(1, len(heights)):  # down, each below the one before
         heights[index] = max(heights[index], heights[index - 1] + LINE)
-    heights[-1] = min(heights[-1], frame.bottom)
+    heights[-1] = min(heights[-1], axes.bottom)
     for index in reversed(range(len(heights) - 1)):  # and up again from the axis
         heights[index] = min(heights[index], heights[index + 1] - LINE)
     return dict(zip(order, heights, strict=True))
 
 
-def _write_numbers(draw, frame, x_ticks, y_ticks):
-    """The numbers of both axes."""
-    for tick in y_ticks:
-        draw.text((frame.left - 8, frame.place(0, tick)[1]), tick_text(tick), MUTED, _font(16), anchor="rm")
-    for tick in x_ticks:
-        across = frame.place(tick, 0)[0]
-        draw.line((across, frame.bottom, across, frame.bottom + 5), INK)
-        draw.text((across, frame.bottom + 18), tick_text(tick), MUTED, _font(16), anchor="mm")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Findings in order
-
-
-def words(name):
-    """A cause as a person says it: shuffled_masks -> shuffled masks."""
-    return str(name).replace("_", " ")
-
-
-def group_faults(findings):
-    """[(fault, [faults that it explains])], in the order of the findings: the root cause first.
-
-    Faults are failures and warnings. One is explained by the probe it names in "explained_by" where a finding of that
-    probe stands before it; what stands alone, or names nothing that is there, is a group of its own.
-    """
-    groups, group_of = [], {}
-    for one in findings:
-        if one["verdict"] not in ("fail", "warn"):
-            continue
-        group = group_of.get(one.get("explained_by"))
-        if group is None:
-            group = (one, [])
-            groups.append(group)
-        else:
-            group[1].append(one)
-        group_of.setdefault(one["probe"], group)
-    return groups
-
-
-FEW = 10  # passes that are told in full where nothing failed
-
-
-def diagnosis_table(diagnosis, width=None):
-    """A diagnosis for the terminal: root cause and what it explains, further faults, warnings, what passed, skipped.
-
-    width: columns; None: the terminal's, between 60 and 100.
-    """
-    width = width or min(100, max(60, shutil.get_terminal_size().columns))
-    findings, blocks = diagnosis["findings"], []
-    for one, explained in group_faults(findings):
-        label = "WARNING" if one["verdict"] == "warn" else "FAULT" if blocks else "ROOT CAUSE"
-        lines = [_sentence(one), f"remedy: {one['remedy']}" if one.get("remedy") else ""]
-        blocks.append((label, [*lines, *(f"explains {_sentence(other)}" for other in explained)]))
-    if all(one["verdict"] == "skip" for one in findings):
-        blocks.insert(0, ("NOT JUDGED", ["every probe was skipped: nothing is known"]))
-    elif not any(one["verdict"] == "fail" for one in findings):
-        blocks.insert(0, ("NO FAULT", ["no probe found a fault"]))
-    passed = [one for one in findings if one["verdict"] == "pass"]
-    names = ", ".join(one["probe"] for one in passed)
-    few = len(passed) <= FEW and not any(one["verdict"] == "fail" for one in findings)  # what was asked for is shown
-    blocks.append(("PASSED", [*map(_sentence, passed)] if few else [f"{len(passed)}: {names}" if passed else ""]))
-    blocks.append(("SKIPPED", [f"{', '.join(names)}: {why}" for why, names in skip_reasons(findings).items()]))
-    return "\n".join(line for label, texts in blocks for line in _block(label, texts, width))
-
-
-def skip_reasons(findings):
-    """{reason: [probes that were skipped for it]}."""
-    reasons = {}
-    for one in findings:
-        if one["verdict"] == "skip":
-            reasons.setdefault(one["why"], []).append(one["probe"])
-    return reasons
-
-
-def _sentence(one):
-    """A fault in a line: cause, probe, and why."""
-    probe = one["probe"]
-    return f"{words(one['cause'])} ({probe}): {one['why']}" if one.get("cause") else f"{probe}: {one['why']}"
-
-
-def _block(label, texts, width):
-    """Texts wrapped to the width beside their label, each with a hanging indent."""
-    lines = []
-    for text in filter(None, texts):
-        start = f"{'' if lines else label:<12}"
-        lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * 14, break_on_hyphens=False)
-    return lines
+def _write_numbers(draw, axes, across, up):
+    """The numbers of both axes: the ticks across and those up."""
+    for tick in up:
+        draw.text((axes.left - 8, axes.place(0, tick)[1]), tick_text(tick), MUTED, load_font(16), anchor="rm")
+    for tick in across:
+        x = axes.place(tick, 0)[0]
+        draw.line((x, axes.bottom, x, axes.bottom + 5), INK)
+        draw.text((x, axes.bottom + 18), tick_text(tick), MUTED, load_font(16), anchor="mm")

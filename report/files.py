@@ -1,10 +1,4 @@
-"""Everything a person looks at: palettes, coloured masks, panels, heat maps, terminal tables, progress, the page.
-
-Only this module and its parts draw. Masks are looked up, never blended, so a pixel shows exactly its class's colour;
-pictures carry their own legend; files appear under their name only when they are complete. Palettes are in
-report_colours.py, pictures in report_pictures.py, what the doctor found in report_evidence.py, the page in
-report_html.py, its section on anomaly scores in report_anomaly.py; all are reached from here.
-"""
+"""Writing what a person looks at: JSON, pictures, masks, pages. A file appears under its name only when complete."""
 
 import contextlib
 import io
@@ -21,9 +15,6 @@ from cli import UserError
 from report.colours import colour_table
 from report.exhibits import draw_exhibit, encode
 from report.page import diagnosis_page, page
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
 
 
 def _write(path, data):

@@ -1,6 +1,13 @@
-"""The command line: recipes, options, errors, exit codes."""
+"""The command line: recipes, options, errors, exit codes; the progress line, against a real pseudo-terminal."""
 
 import errno
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+import threading
 
 import pytest
 
@@ -111,3 +118,87 @@ def test_no_result_is_code_0_and_a_code_is_passed_on():
 
 def test_error_text_has_what_where_remedy():
     assert str(cli.UserError("label 37", "a.png", "fix it")) == "label 37 at a.png; fix it"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress
+
+
+class Clock:
+    """time.monotonic that moves only when told."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(cli.time, "monotonic", lambda: self.now)
+
+
+def test_progress_writes_few_plain_lines_to_a_pipe(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    progress = cli.Progress(600, "epoch 1/2")
+    for step in range(1, 41):
+        clock.now += 1
+        progress.update(step * 10, loss=1 / step, miou=None)
+    progress.close()
+    progress.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "epoch 1/2  150/600 images  10/s  0:45 left  loss 0.06667  miou -",
+        "epoch 1/2  300/600 images  10/s  0:30 left  loss 0.03333  miou -",
+        "epoch 1/2  400/600 images  10/s  0:40 taken  loss 0.025  miou -",
+    ]
+
+
+def test_progress_counts_the_rate_from_where_it_resumed(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    progress = cli.Progress(20000, "train", "steps", done=9000)
+    clock.now += 20
+    progress.update(9100)
+    progress.close()
+    assert capsys.readouterr().err.splitlines()[0] == "train  9100/20000 steps  5/s  36:20 left"
+    cli.Progress(0, "nothing").close()
+    assert capsys.readouterr().err == "nothing  0/0 images\n"
+
+
+def in_terminal(monkeypatch, columns, job):
+    """What `job` writes to a standard error that is a terminal of that many columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    pieces = []
+
+    def read():  # beside the job: a terminal holds only a few kilobytes
+        while not pieces or b"END" not in pieces[-1]:
+            pieces.append(os.read(master, 1 << 12))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        job()
+        terminal.write("END")
+        terminal.flush()
+        reader.join(timeout=30)
+    os.close(master)
+    return b"".join(pieces).decode().removesuffix("END")
+
+
+def test_progress_rewrites_one_line_on_a_terminal(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def job():
+        progress = cli.Progress(100, "epoch 1/2")
+        for done in range(1, 101):
+            clock.now += 0.0625
+            progress.update(done, loss=0.5, active_classes=11)
+        progress.close()
+
+    written = in_terminal(monkeypatch, 200, job)
+    assert written.count("\n") == 1
+    assert written.endswith("\n")
+    states = written.split("\r")
+    assert 45 <= len(states) <= 60  # ten times a second, not a hundred
+    assert states[1] == "epoch 1/2  2/100 images  16/s  0:06 left  loss 0.5  active classes 11\x1b[K"
+    assert "100/100 images  16/s  0:06 taken" in states[-2]
+    narrow = in_terminal(monkeypatch, 30, job)
+    assert all(len(state.replace("\x1b[K", "").strip()) <= 29 for state in narrow.split("\r"))
+    assert "epoch 1/2" in in_terminal(monkeypatch, 0, job)  # some terminals report no width

@@ -1,68 +1,13 @@
-"""The section on anomaly scores is held against the JSON it was made from, its pictures against the ids and scores."""
+"""The section on anomaly scores is held against the JSON it was made from."""
 
-import math
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from datasets import spec
-from report.anomaly_section import anomaly_reading, anomaly_section, certified
+from report.anomaly_section import anomaly_reading, anomaly_section
 from report.charts import BOTTOM, HEIGHT, RIGHT, STYLES, TOP, WIDTH
-from report.colours import ALARM_COLOUR, ANOMALY_COLOUR, NORMAL, NORMAL_COLOUR
-from report.pictures import _colour_bar, _finite_range, _legend, anomaly_panel, anomaly_tiles, heat_map
 from report.tables import anomaly_table
-from tests.report.test_page import CLASSES, EVALUATION, HOSTILE, PALETTE, Page, colours_of, contains, points_of, write
-
-CHANCE = 0.02
-
-
-def figures(aupr, **changes):
-    """One score's figures, every key filled, each number its own."""
-    steps = [i / 50 for i in range(51)]
-    return {
-        "aupr": aupr,
-        "aupr_error": 2e-5,
-        "aupr_interval": [aupr * 0.9, aupr * 1.1],
-        "auroc": 0.5 + aupr / 2,
-        "auroc_error": 3e-7,
-        "auroc_interval": [0.41, 0.92],
-        "fpr95": 0.9 - aupr,
-        "fpr95_interval": [0.31, 0.62],
-        "best_f1": aupr + 0.0301,
-        "best_f1_threshold": 1.5,
-        "found_at": {"0.01": aupr + 0.0102, "0.001": aupr / 7},
-        "alarm": {"threshold": 3.25, "rate": 0.01, "found": 0.28, "false_alarms": 0.034},
-        "open_miou": 0.4321,
-        "mistaken": [
-            {"class": f"{name} {i}", "share": 0.2 - i / 50, "pixels": 12345} for i, name in enumerate(HOSTILE * 2)
-        ],
-        "hidden": [{"class": HOSTILE[0], "share": 0.4, "pixels": 678}],
-        "per_image": {"aupr": aupr * 0.95, "auroc": 0.8123, "fpr95": 0.4567, "images": 1060},
-        "components": {"f1": 0.2101, "siou": 0.33, "ppv": 0.41, "threshold": 2.9, "components": 212, "predicted": 1431},
-        "components_at_alarm": {"f1": 0.19, "siou": None, "threshold": 3.25, "predicted": 7},
-        "curves": {
-            "fpr": steps,
-            "tpr": [math.sqrt(step) for step in steps],
-            "precision": [None, *(1 - step for step in steps[1:])],
-            "threshold": steps[::-1],
-        },
-        "density": {
-            "edges": [i / 10 - 3 for i in range(61)],
-            "normal": [1 / 60] * 60,
-            "anomaly": [0.5 if i in (40, 41) else 0.0 for i in range(60)],
-        },
-        **changes,
-    }  # fmt: skip
-
-
-ANOMALY = {"maxlogit": figures(0.123), HOSTILE[0]: figures(0.3456), "msp": figures(0.0214, components=None)}
-FULL = {**EVALUATION, "anomaly": ANOMALY, "anomaly_share": CHANCE}
-UNLABELLED = {
-    **FULL, "miou": None, "miou_interval": None, "layout_floor": None, "semantic_gain": None, "pixel_accuracy": None,
-    "classes_averaged": 0, "active_classes": 0, "spurious_classes": [0, 1], "iou": dict.fromkeys(EVALUATION["iou"]),
-}  # fmt: skip
+from tests.report.examples import ANOMALY, CHANCE, FULL, HOSTILE, UNLABELLED, Page, figures, points_of, write
 
 
 class Table(Page):
@@ -105,15 +50,6 @@ def test_table_holds_the_numbers_of_the_json_best_first_beside_chance(tmp_path):
         assert cells[9:] == ["0.210" if scores["components"] else "–", "0.432"]
     f1_of_all = 2 * CHANCE / (1 + CHANCE)
     assert rows[3][1:] == ["0.020", "0.500", "0.950", f"{f1_of_all:.3f}", "0.010", "0.0010", *"–––––"]
-
-
-@pytest.mark.parametrize("error", [0.0, 1e-9, 3e-7, 2e-6, 4.1e-5, 0.00099, 0.02])
-@pytest.mark.parametrize("value", [0.0, 0.123456789, 0.312364, 0.99999999, 1.0])
-def test_certified_bound_covers_error_and_rounding(value, error):
-    shown, bound = certified({"aupr": value, "aupr_error": error}, "aupr")
-    assert abs(float(shown) - value) + error <= float(bound) * (1 + 1e-6) + 1e-11
-    assert float(bound) <= error + 2 * 10.0 ** -(len(shown) - 2)
-    assert certified({"aupr": value}, "aupr")[1] == ""
 
 
 def test_section_says_what_the_best_score_means_and_where_it_fails(tmp_path):
@@ -269,107 +205,3 @@ def test_any_figure_may_be_missing(tmp_path, null):
             assert ("a has the highest AUPR, 0.30." in page.text) == (bare.get("aupr") is not None)
             assert "None" not in page.text
     assert "Anomaly scores" not in Page(write(tmp_path, evaluation={**FULL, "anomaly": None})).text
-
-
-def test_terminal_table_lines_up_best_first():
-    anomaly = {**ANOMALY, "x" * 40: figures(0.9), "none": {}}
-    lines = anomaly_table(anomaly, 0.0021).splitlines()
-    assert max(map(len, lines)) <= 110
-    assert [line.split("  ")[0] for line in lines] == [
-        "score",
-        "x" * 11 + ".." + "x" * 11,
-        '<script>ale..")</script>',
-        "maxlogit",
-        "msp",
-        "none",
-        "chance",
-    ]
-    best = "0.90000 ± 0.00002 [0.810, 0.990]  0.9500  0.0000     0.8550        0.9102    0.2101"
-    assert lines[1][26:] == best
-    assert re.fullmatch(r"none +-( +-){5}", lines[5])
-    assert re.fullmatch(r"chance +0\.0021 +0\.5000  0\.9500 +- +0\.0100 +-", lines[6])
-    assert len({len(line) for line in lines}) == 1  # every last column ends at the same place
-    plain = anomaly_table({"a": figures(0.2, components={})})
-    assert "comp. F1" not in plain
-    assert len(plain.splitlines()) == 2
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
-
-
-@pytest.fixture
-def scene():
-    """image, target with every kind of id, prediction, score: 40 × 60."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    target = np.repeat(np.repeat(rng.choice([0, 1, 2, 3, 253, 255], (8, 12)), 5, 0), 5, 1).astype(np.uint8)
-    prediction = np.repeat(np.repeat(rng.integers(0, 3, (8, 12)), 5, 0), 5, 1).astype(np.uint8)
-    y, x = np.mgrid[:40, :60]
-    score = (5 - np.hypot(y - 18, x - 30) / 3).astype(np.float32)
-    score[2:9, 2:9] = 2.0  # exactly the threshold
-    score[30, 3], score[31, 50] = np.nan, np.inf
-    return image, target, prediction, score
-
-
-def test_truth_tells_anomaly_void_normal_and_classes_apart(scene):
-    target = scene[1]
-    tiles = anomaly_tiles(*scene, 2.0, PALETTE, longest=60)  # one to one
-    assert list(tiles) == ["input", "truth", "prediction", "score"]
-    truth = np.asarray(tiles["truth"])
-    expected = {**dict(enumerate(PALETTE)), 3: ANOMALY_COLOUR, 253: NORMAL_COLOUR, 255: (0, 0, 0)}
-    for index, colour in expected.items():
-        assert (target == index).any()
-        assert ((truth == colour).all(-1) == (target == index)).all()
-    assert (np.asarray(tiles["input"]) == scene[0]).all()
-    assert (np.asarray(tiles["prediction"]) == np.array(PALETTE)[scene[2]]).all()
-
-
-@pytest.mark.parametrize("longest", [60, 180])
-def test_outlines_lie_exactly_where_the_score_reaches_the_threshold(scene, longest):
-    score = np.asarray(Image.fromarray(scene[3]).resize((longest, longest * 2 // 3), Image.Resampling.NEAREST))
-    drawn = np.asarray(anomaly_tiles(*scene, 2.0, PALETTE, longest)["score"])
-    plain = np.asarray(anomaly_tiles(*scene, None, PALETTE, longest)["score"])
-    low, high = np.nanmin(scene[3]), scene[3][np.isfinite(scene[3])].max()
-    assert (plain == np.asarray(heat_map(score, low, high))[: len(plain), :longest]).all()
-    outline = (drawn == ALARM_COLOUR).all(-1)
-    assert (drawn[~outline] == plain[~outline]).all()
-    alarm = score >= 2.0
-    assert not outline[~alarm].any()
-    for y, x in np.argwhere(alarm):  # outlined: within two steps, none diagonal, of a pixel without an alarm
-        near = [(y + dy, x + dx) for dy in range(-2, 3) for dx in range(-2, 3) if abs(dy) + abs(dx) <= 2]
-        inside = [spot for spot in near if 0 <= spot[0] < len(score) and 0 <= spot[1] < longest]
-        assert outline[y, x] == (not all(alarm[spot] for spot in inside))
-    assert outline[2 * longest // 60, 2 * longest // 60]  # a score equal to the threshold raises the alarm
-
-
-def test_anomaly_panel_holds_its_tiles_and_explains_every_colour(scene):
-    tiles = anomaly_tiles(*scene, 2.0, PALETTE)
-    picture = anomaly_panel(*scene, 2.0, CLASSES, PALETTE, "worst: a.png")
-    assert all(contains(picture, tile) for tile in tiles.values())
-    without = anomaly_panel(*scene, None, CLASSES, PALETTE, "worst: a.png")
-    assert ALARM_COLOUR not in colours_of(without)
-
-    def legend(name, colour):
-        chip = _legend([(name, colour)], 400)
-        return chip.crop(
-            (0, 5, 300 if "outline" in name else 200, chip.height - 5)
-        )  # begins with the chip's own corner
-
-    alarm = legend("outline: alarm, score from 2 on", ALARM_COLOUR)
-    assert contains(picture, alarm)
-    assert not contains(without, alarm)
-    assert contains(picture, legend("normal, class not known", NORMAL_COLOUR))
-    bar = _colour_bar(*_finite_range(scene[3]), 190)
-    assert contains(picture, bar.crop((70, 8, 190, 20)))  # begins in the ramp, ends with the larger number
-
-
-@pytest.mark.parametrize("shape", [(61, 37), (200, 3), (3, 200), (700, 900)])
-def test_anomaly_panel_takes_any_shape_and_an_image_of_void(shape):
-    void, image = np.full(shape, 255, np.uint8), np.zeros((*shape, 3), np.uint8)
-    for score in (np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)):
-        anomaly_panel(image, void, void // 200, score, 0.5, ["x" * 300, "道路\n2", "c"], PALETTE, "word " * 90)
-
-
-def test_what_is_normal_has_one_number():
-    assert NORMAL == spec.NORMAL
