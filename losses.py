@@ -3,12 +3,17 @@
 A criterion calls the model itself, since some losses need more than one pass, and returns its terms as totals; what
 each total is divided by comes from the targets alone. The division happens once, over the whole step, all parts of a
 batch and all processes together. So a batch of nothing but void is a zero, not a NaN, and splitting a batch does not
-change the loss. The losses themselves are in `losses_pixel`, `losses_region`, `losses_robust` and
-`losses_outlier`.
+change the loss.
+
+`TERMS` lists the terms of --loss; the losses themselves follow `Criterion`, and can be called alone. Logits are
+(N, C, H, W) of any float dtype, targets (N, H, W) uint8: below C the known classes, C what was pasted into the image
+(`anomaly/outliers.py`), everything else void. Each returns a total over its batch, scalar float32.
 """
 
 import json
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,52 +22,110 @@ from torch import nn
 import cli
 from cli import UserError
 
-VOID = 255
+VOID = 255  # as in `datasets/spec.py`
 
-# {term: [weight, the term's own parameter]}, each with its default
-LOSSES = {
-    "ce": [1.0],
-    "focal": [1.0, 2.0],
-    "ohem": [1.0, 0.7],
-    "dice": [1.0],
-    "lovasz": [1.0],
-    "noisy": [0.1, 0.1],
-    "consistency": [0.05, 0.1],
-    "contrastive": [0.1, 0.1],
-    "spatial": [0.1],
-    "outlier-energy": [0.05, 0.0],
-    "known-energy": [0.01, 8.0],
-    "outlier-entropy": [0.5],
-    "centre": [0.01],
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The terms
+
+
+class Batch(NamedTuple):
+    """What a term is computed from: a batch, and what the network says of it.
+
+    outputs: the model's; noisy: its logits of the images with noise, None where no term asks for them; images:
+    (N, 3, H, W) float32 in [0, 1].
+    """
+
+    outputs: dict
+    noisy: torch.Tensor | None
+    images: torch.Tensor
+    targets: torch.Tensor
+    class_weights: torch.Tensor | None
+    label_smoothing: float
+
+    @property
+    def logits(self):
+        """The answer of the classifier."""
+        return self.outputs["out"]
+
+    @property
+    def open_logits(self):
+        """What anomalies are judged by: with a residual head the classifier itself learns no outlier."""
+        return self.outputs.get("open", self.logits)
+
+
+class Term(NamedTuple):
+    """A term of --loss.
+
+    weight: its default; parameter: its own number's (name, default, lowest, highest), or None; role: "teaches" the
+    classes, reads "pasted" pixels, or ""; divisor(targets, num_classes, class_weights): what the total is divided
+    by, scalar float32;
+    total(batch, *parameter): scalar float32; purpose: in words.
+    """
+
+    weight: float
+    parameter: tuple | None
+    role: str
+    divisor: Callable
+    total: Callable
+    purpose: str
+
+    def defaults(self):
+        """[weight, own parameter] as `parse_loss` gives them."""
+        return [self.weight, *([self.parameter[1]] if self.parameter else [])]
+
+
+# fmt: off
+TERMS = {
+    "ce": Term(1.0, None, "teaches", lambda *t: sum_of_weights(*t),
+        lambda b: cross_entropy(b.logits, b.targets, b.class_weights, b.label_smoothing),
+        "cross-entropy, the plain loss"),
+    "focal": Term(1.0, ("gamma", 2.0, 0, 10), "teaches", lambda *t: sum_of_weights(*t),
+        lambda b, gamma: focal(b.logits, b.targets, gamma, b.class_weights),
+        "cross-entropy that fades on pixels already right; gamma 0: plain"),
+    "ohem": Term(1.0, ("threshold", 0.7, 0, 1), "teaches", lambda t, c, _: labelled_images(t, c),
+        lambda b, threshold: ohem(b.logits, b.targets, threshold, b.class_weights),
+        "cross-entropy on hard pixels only: right class less probable than threshold"),
+    "dice": Term(1.0, None, "teaches", lambda t, c, _: labelled_images(t, c),
+        lambda b: dice(b.logits, b.targets),
+        "overlap of each class present, small ones as much as large ones"),
+    "lovasz": Term(1.0, None, "teaches", lambda t, c, _: labelled_images(t, c),
+        lambda b: lovasz(b.logits, b.targets),
+        "stands in for the IoU of each class present"),
+    "noisy": Term(0.1, ("sigma", 0.1, 0, 10), "teaches", lambda *t: sum_of_weights(*t),
+        lambda b, _: cross_entropy(b.noisy, b.targets, b.class_weights),
+        "cross-entropy on the image with noise of sigma, in normalised units"),
+    "consistency": Term(0.05, ("sigma", 0.1, 0, 10), "", lambda t, c, _: sum_of_weights(t, c),
+        lambda b, _: consistency(b.logits, b.noisy, b.targets),
+        "same answer with and without that noise (KL, mean over pixels)"),
+    "contrastive": Term(0.1, ("temperature", 0.1, 0.01, 10), "", lambda t, c, _: contrastive_anchors(t, c),
+        lambda b, temperature: contrastive(b.outputs["features"], b.targets, b.logits.shape[1], temperature),
+        "features of one class alike, of different classes apart"),
+    "spatial": Term(0.1, None, "", lambda t, c, _: spatial_places(t, c),
+        lambda b: spatial(b.logits, b.images, b.targets),
+        "edges of the prediction only where the image has edges"),
+    "outlier-energy": Term(0.05, ("level", 0.0, -100, 100), "pasted", lambda t, c, _: outlier_pixels(t, c),
+        lambda b, level: outlier_energy(b.open_logits, b.targets, level),
+        "log-sum-exp of the logits below level on pasted pixels (--outliers)"),
+    "known-energy": Term(0.01, ("level", 8.0, -100, 100), "", lambda t, c, _: sum_of_weights(t, c),
+        lambda b, level: known_energy(b.open_logits, b.targets, level),
+        "above level on known pixels"),
+    "outlier-entropy": Term(0.5, None, "pasted", lambda t, c, _: outlier_pixels(t, c),
+        lambda b: outlier_entropy(b.open_logits, b.targets),
+        "all classes equally likely on pasted pixels (--outliers)"),
+    "centre": Term(0.01, None, "", lambda t, c, _: sum_of_weights(t, c),
+        lambda b: centre_distance(b.logits, b.targets),
+        "small distance to the own class's centre (models with centres=fixed or learnt)"),
 }
-OUTLIER_TERMS = {"outlier-energy", "outlier-entropy"}  # what reads pasted pixels
-DEFAULT_OUTLIER_TERMS = ("outlier-energy", "known-energy")
-ENERGY_TERMS = set(DEFAULT_OUTLIER_TERMS)
-TEACHING = {"ce", "focal", "ohem", "dice", "lovasz", "noisy"}  # without one of these the classifier learns nothing
-PARAMETERS = {  # {term: (name, lowest, highest)}
-    "focal": ("gamma", 0, 10),
-    "ohem": ("threshold", 0, 1),
-    "noisy": ("sigma", 0, 10),
-    "consistency": ("sigma", 0, 10),
-    "contrastive": ("temperature", 0.01, 10),
-    "outlier-energy": ("level", -100, 100),
-    "known-energy": ("level", -100, 100),
-}
-PURPOSES = {
-    "ce": "cross-entropy, the plain loss",
-    "focal": "cross-entropy that fades on pixels already right; gamma 0: plain",
-    "ohem": "cross-entropy on hard pixels only: right class less probable than threshold",
-    "dice": "overlap of each class present, small ones as much as large ones",
-    "lovasz": "stands in for the IoU of each class present",
-    "noisy": "cross-entropy on the image with noise of sigma, in normalised units",
-    "consistency": "same answer with and without that noise (KL, mean over pixels)",
-    "contrastive": "features of one class alike, of different classes apart",
-    "spatial": "edges of the prediction only where the image has edges",
-    "outlier-energy": "log-sum-exp of the logits below level on pasted pixels (--outliers)",
-    "known-energy": "above level on known pixels",
-    "outlier-entropy": "all classes equally likely on pasted pixels (--outliers)",
-    "centre": "small distance to the own class's centre (models with centres=fixed or learnt)",
-}
+# fmt: on
+TEACHING = {name for name, term in TERMS.items() if term.role == "teaches"}  # without one the classifier learns nothing
+OUTLIER_TERMS = {name for name, term in TERMS.items() if term.role == "pasted"}
+ENERGY_TERMS = DEFAULT_OUTLIER_TERMS = ("outlier-energy", "known-energy")
+NOISE_TERMS = ("noisy", "consistency")  # they share one pass with noise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flags
 
 
 def add_loss_flags(parser):
@@ -87,10 +150,10 @@ def add_loss_flags(parser):
 def _listing():
     """One line a term: how it is written, and what it is for."""
     lines = []
-    for name, default in LOSSES.items():
-        limits = " ({} {:g} to {:g})".format(*PARAMETERS[name]) if name in PARAMETERS else ""
-        written = f"{name}={':'.join(f'{value:g}' for value in default)}"
-        lines.append(f"  {written:<23}{PURPOSES[name]}{limits}")
+    for name, term in TERMS.items():
+        limits = " ({0} {2:g} to {3:g})".format(*term.parameter) if term.parameter else ""
+        written = f"{name}={':'.join(f'{value:g}' for value in term.defaults())}"
+        lines.append(f"  {written:<23}{term.purpose}{limits}")
     return "\n".join(lines)
 
 
@@ -100,21 +163,21 @@ def parse_loss(text):
     noisy and consistency share one noise: where only one of them says its sigma, it holds for both.
     Raises UserError for an unknown term, numbers too many or out of range, two different sigmas, or no term.
     """
-    written = cli.parse_items(text, {name: default[:1] for name, default in LOSSES.items()})
+    written = cli.parse_items(text, {name: [term.weight] for name, term in TERMS.items()})
     if not written:
-        raise UserError(f"no term in {text!r}", "--loss", f"known: {', '.join(LOSSES)}")
+        raise UserError(f"no term in {text!r}", "--loss", f"known: {', '.join(TERMS)}")
     for name, values in written.items():
         _check_term(name, values)
     if not TEACHING & written.keys():
         cli.warn(f"no term of --loss {text} teaches the classes; {', '.join(sorted(TEACHING))} would")
-    terms = {name: [*values, *LOSSES[name][len(values) :]] for name, values in written.items()}
-    shared = terms.keys() & {"noisy", "consistency"}
+    terms = {name: [*values, *TERMS[name].defaults()[len(values) :]] for name, values in written.items()}
+    shared = terms.keys() & {*NOISE_TERMS}
     sigmas = sorted({written[name][1] for name in shared if len(written[name]) > 1})
     if len(sigmas) > 1:
         what = f"sigma {sigmas[0]:g} and {sigmas[1]:g} of 'noisy' and 'consistency'"
         raise UserError(what, "--loss", "they share one noise: give it once")
     for name in shared:
-        terms[name][1:] = sigmas or LOSSES[name][1:]
+        terms[name][1:] = sigmas or TERMS[name].defaults()[1:]
     return terms
 
 
@@ -132,7 +195,7 @@ def choose_terms(text, outliers, distances=False):
         raise UserError(what, "--loss", "add --outliers DIR or --outliers noise-shapes")
     if outliers != "none" and not reading:
         default = ("outlier-entropy",) if distances else DEFAULT_OUTLIER_TERMS
-        terms |= {name: list(LOSSES[name]) for name in default if name not in terms}
+        terms |= {name: TERMS[name].defaults() for name in default if name not in terms}
     return terms
 
 
@@ -141,26 +204,29 @@ def check_heads(terms, options):
     distances = options["centres"] != "none"
     if "centre" in terms and not distances:
         raise UserError("term 'centre' of a model without centres", "--loss", "add centres=fixed to --model")
-    if distances and (energy := sorted(ENERGY_TERMS & terms.keys())):
+    if distances and (energy := sorted(terms.keys() & {*ENERGY_TERMS})):
         what = f"term {energy[0]!r} of a distance head, whose logits are never above 0"
         raise UserError(what, "--loss", "use outlier-entropy")
-    if options["residual"] and not (ENERGY_TERMS | OUTLIER_TERMS) & terms.keys():
+    if options["residual"] and not terms.keys() & {*ENERGY_TERMS, *OUTLIER_TERMS}:
         what = "a residual head that no term of the loss teaches"
         raise UserError(what, "--model", "add --outliers DIR or --outliers noise-shapes, or leave residual=on out")
 
 
 def _check_term(name, values):
     """Raise UserError unless the numbers written for a term are as many as it takes and within their ranges."""
-    parameter, low, high = PARAMETERS.get(name, (None, 0, 0))
-    known = f"{name}=weight" + (
-        f" or {name}=weight:{parameter}, {parameter} from {low:g} to {high:g}" if parameter else ""
-    )
-    if len(values) > len(LOSSES[name]):
+    parameter, _, low, high = TERMS[name].parameter or (None, None, 0, 0)
+    known = f"{name}=weight"
+    known += f" or {name}=weight:{parameter}, {parameter} from {low:g} to {high:g}" if parameter else ""
+    if len(values) > len(TERMS[name].defaults()):
         raise UserError(f"{len(values)} numbers for term {name!r}", "--loss", f"write {known}")
     if not 0 < values[0] < math.inf:
         raise UserError(f"weight {values[0]:g} of term {name!r}", "--loss", "give a weight above 0 or leave it out")
     if len(values) > 1 and not low <= values[1] <= high:
         raise UserError(f"{parameter} {values[1]:g} of term {name!r}", "--loss", f"write {known}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The criterion
 
 
 class Criterion(nn.Module):
@@ -181,6 +247,8 @@ class Criterion(nn.Module):
             raise UserError(f"label smoothing {label_smoothing}", "--label-smoothing", "give at least 0 and below 1")
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise ValueError(f"class weights of shape {tuple(class_weights.shape)} for {num_classes} classes")
+        if unknown := terms.keys() - TERMS.keys():
+            raise ValueError(f"unknown term {min(unknown)!r}")
         self.terms = {name: list(values) for name, values in terms.items()}
         self.num_classes, self.aux_weights = num_classes, dict(aux_weights or {})
         self.normalise, self.label_smoothing = normalise, label_smoothing
@@ -195,21 +263,10 @@ class Criterion(nn.Module):
         return {name: self._weight(name, targets) for name in (*self.terms, *self.aux_weights)}
 
     def _weight(self, name, targets):
-        match name:
-            case "ohem" | "dice" | "lovasz":
-                return labelled_images(targets, self.num_classes)
-            case "contrastive":
-                return contrastive_anchors(targets, self.num_classes)
-            case "spatial":
-                return spatial_places(targets, self.num_classes)
-            case "outlier-energy" | "outlier-entropy":
-                return outlier_pixels(targets, self.num_classes)
-            case "consistency" | "known-energy" | "centre":
-                return sum_of_weights(targets, self.num_classes)
-            case "properties":
-                return torch.full((), float(len(targets)), device=targets.device)
-            case _:
-                return sum_of_weights(targets, self.num_classes, self.class_weights)
+        if name == "properties":
+            return torch.full((), float(len(targets)), device=targets.device)
+        term = TERMS.get(name, TERMS["ce"])  # an auxiliary classifier gets the cross-entropy
+        return term.divisor(targets, self.num_classes, self.class_weights)
 
     def forward(self, model, images, targets):
         """images (N, 3, H, W) float32 in [0, 1], targets (N, H, W) uint8 -> {term: scalar float32}, scaled totals.
@@ -221,48 +278,15 @@ class Criterion(nn.Module):
         inputs = self.normalise(images)
         outputs = model(inputs)
         noisy = None
-        if (sigma := self._sigma()) is not None:
+        sigma = next((self.terms[name][1] for name in NOISE_TERMS if name in self.terms), None)  # normalised units
+        if sigma is not None:
             noisy = model(inputs + sigma * torch.randn_like(inputs))["out"]
-        totals = {}
-        for name, (scale, *own) in self.terms.items():
-            totals[name] = scale * self._total(name, own, outputs, noisy, images, targets)
+        batch = Batch(outputs, noisy, images, targets, self.class_weights, self.label_smoothing)
+        totals = {name: scale * TERMS[name].total(batch, *own) for name, (scale, *own) in self.terms.items()}
         for name, scale in self.aux_weights.items():
             if name in outputs:  # an auxiliary head rests in evaluation mode
                 totals[name] = scale * self._auxiliary(name, outputs[name], images, targets)
         return totals
-
-    def _total(self, name, own, outputs, noisy, images, targets):
-        logits = outputs["out"]
-        match name:
-            case "ce":
-                return cross_entropy(logits, targets, self.class_weights, self.label_smoothing)
-            case "focal":
-                return focal(logits, targets, *own, self.class_weights)
-            case "ohem":
-                return ohem(logits, targets, *own, self.class_weights)
-            case "dice":
-                return dice(logits, targets)
-            case "lovasz":
-                return lovasz(logits, targets)
-            case "noisy":
-                return cross_entropy(noisy, targets, self.class_weights)
-            case "consistency":
-                return consistency(logits, noisy, targets)
-            case "contrastive":
-                return contrastive(outputs["features"], targets, self.num_classes, *own)
-            case "spatial":
-                return spatial(logits, images, targets)
-            case "centre":
-                return centre_distance(logits, targets)
-        open_logits = outputs.get("open", logits)  # with a residual head the classifier itself learns no outlier
-        match name:
-            case "outlier-energy":
-                return outlier_energy(open_logits, targets, *own)
-            case "known-energy":
-                return known_energy(open_logits, targets, *own)
-            case "outlier-entropy":
-                return outlier_entropy(open_logits, targets)
-        raise ValueError(f"unknown term {name!r}")
 
     def _auxiliary(self, name, output, images, targets):
         """An auxiliary output's total; a second classifier's is scaled as the main one's cross-entropy is."""
@@ -270,13 +294,6 @@ class Criterion(nn.Module):
             return property_regression(output, images)
         scale = self.terms["ce"][0] if "ce" in self.terms else 1.0
         return scale * cross_entropy(output, targets, self.class_weights, self.label_smoothing)
-
-    def _sigma(self):
-        """Standard deviation of the noise in normalised units; None where no term wants any."""
-        for name in ("noisy", "consistency"):
-            if name in self.terms:
-                return self.terms[name][1]
-        return None
 
     def _without_dropped(self, targets):
         """The targets with every pixel void whose class has weight 0."""
@@ -287,135 +304,7 @@ class Criterion(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Class weights
-
-
-LARGEST_RATIO = 100  # of a class's weight, before scaling
-BETA, BLOCK = 0.9999, 32 * 32  # of effective numbers; pixels that count as one sample
-
-
-def class_weights(kind, counts, names):
-    """One weight per class from the training targets' pixel counts: (C,) float32, or None for "none".
-
-    kind: a rule that gives ratios w_c, each capped at 100, the whole then scaled to sum C; or a JSON file
-    {class name: weight}, taken as it is. counts: (N, C) int64, pixels by image and class; n_c is a class's over all.
-      inverse    total / (C · n_c)
-      sqrt       the square root of that
-      median     median(f) / f_c over the classes present, f_c a class's share of the labelled pixels of the images
-                 that hold it. Source: Eigen & Fergus, Predicting Depth, Surface Normals and Semantic Labels, ICCV 2015.
-      effective  E(total / C) / E(n_c), with the effective number E(n) = (1 - β^n) / (1 - β), β = 0.9999. Source: Cui
-                 et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, proposition 1. Deviation:
-                 n is in blocks of 32×32 pixels, since neighbouring pixels are near copies of one another. Counted in
-                 single pixels every class above some 50 000 has E = 10⁴, so that all weigh the same and the rule
-                 does nothing. As it is, classes well below 10 million pixels weigh as with "inverse", and classes
-                 above 50 million all the same.
-    A class without pixels gets 0 from every rule, and a warning that names it.
-    Raises UserError for an unknown kind, a file that cannot be read, and weights that cannot be meant.
-    """
-    if kind == "none":
-        return None
-    if kind not in ("inverse", "sqrt", "median", "effective"):
-        return _read_class_weights(kind, names)
-    images = torch.atleast_2d(counts.double())  # (N, C)
-    counts = images.sum(0)
-    if not counts.sum() > 0:
-        raise UserError("no labelled pixel to weight classes by", f"--class-weights {kind}", "check the targets")
-    absent = counts == 0
-    if absent.any():
-        missing = ", ".join(name for name, gone in zip(names, absent.tolist(), strict=True) if gone)
-        cli.warn(f"no training pixel of {missing}; the weight of such a class is 0")
-    ratios = _median_ratios(images) if kind == "median" else _ratios(kind, counts.clamp(min=1), counts.mean())
-    ratios = ratios.clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
-    return (ratios * len(counts) / ratios.sum()).float()
-
-
-def _median_ratios(images):
-    """Median-frequency balancing from pixels by image and class (N, C)."""
-    counts, homes = images.sum(0), ((images > 0) * images.sum(1, keepdim=True)).sum(0)
-    frequencies = counts / homes.clamp(min=1)
-    return frequencies[counts > 0].quantile(0.5) / frequencies.clamp(min=1e-12)
-
-
-def _ratios(kind, counts, mean):
-    """Each class's weight before cap and scaling; a class of `mean` pixels gets 1."""
-    if kind == "effective":
-        return _effective(mean) / _effective(counts)
-    return (mean / counts).sqrt() if kind == "sqrt" else mean / counts
-
-
-def _effective(pixels):
-    """The effective number of samples in that many pixels."""
-    return -torch.expm1(pixels / BLOCK * math.log(BETA)) / (1 - BETA)
-
-
-def _read_class_weights(path, names):
-    """Class weights from a JSON file {class name: weight}, every class exactly once."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        remedy = "give none, inverse, sqrt, median, effective, or a JSON file {class name: weight}"
-        raise UserError(f"cannot read class weights ({error})", f"--class-weights {path}", remedy) from None
-    if not isinstance(content, dict):
-        raise UserError(f"a {type(content).__name__} instead of class weights", path, 'write {"class name": weight}')
-    for name in sorted(content.keys() - set(names)):
-        raise UserError(f"unknown class {name!r}", path, cli.nearest(name, names))
-    if len(content) < len(names):
-        missing = ", ".join(name for name in names if name not in content)
-        raise UserError(f"no weight for {missing}", path, "give every class a weight, 0 to leave it out of the loss")
-    for name, value in content.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise UserError(f"weight {value!r} of class {name!r}", path, "give a number of at least 0")
-    if not any(content.values()):
-        raise UserError("every class has weight 0", path, "give at least one class a weight above 0")
-    return torch.tensor([float(content[name]) for name in names])
-
-
-def outlier_pixels(targets, num_classes):
-    """What an outlier term's total is divided by: the pasted pixels, scalar float32."""
-    return (targets == num_classes).sum().float()
-
-
-def outlier_energy(logits, targets, level):
-    """Σ over pasted pixels of max(0, log Σ_c e^z_c - level)²: little evidence for any class.
-
-    Source: Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020, equation 8, E = -log Σ e^z; level is
-    their -m_out.
-    """
-    return _hinge(logits.float().logsumexp(1) - level, targets == logits.shape[1])
-
-
-def known_energy(logits, targets, level):
-    """Σ over known pixels of max(0, level - log Σ_c e^z_c)²: much evidence for some class.
-
-    Source: as `outlier_energy`; level is their -m_in. Both levels are needed: cross-entropy alone leaves the common
-    shift of all logits, and with it the energy, free.
-    """
-    return _hinge(level - logits.float().logsumexp(1), targets < logits.shape[1])
-
-
-def _hinge(excess, counted):
-    return torch.where(counted, F.relu(excess).square(), 0.0).sum()
-
-
-def outlier_entropy(logits, targets):
-    """Σ over pasted pixels of -1/C Σ_c log p_c: every class as likely as any other; log C at its best.
-
-    Source: Chan et al., Entropy Maximization and Meta Classification for Out-of-Distribution Detection in Semantic
-    Segmentation, ICCV 2021, equation 4.
-    """
-    uniform = -F.log_softmax(logits.float(), dim=1).mean(1)  # (N, H, W)
-    return torch.where(targets == logits.shape[1], uniform, 0.0).sum()
-
-
-def centre_distance(logits, targets):
-    """Σ over known pixels of ||f - m_y||², of a distance head, whose logits are minus these squared distances.
-
-    Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation, ICCV 2021, the variance loss.
-    """
-    known = targets < logits.shape[1]
-    own = logits.float().gather(1, targets.long().where(known, 0)[:, None])[:, 0]
-    return -torch.where(known, own, 0.0).sum()
+# Pixels
 
 
 SMALLEST_SHARE = 16  # ohem keeps at least 1 / SMALLEST_SHARE of an image's labelled pixels
@@ -504,6 +393,10 @@ def _at(values, index):
     return values.gather(1, index.unsqueeze(1)).squeeze(1)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Regions
+
+
 def dice(logits, targets):
     """Soft Dice loss: Σ over images of the mean over present classes of 1 - D_c, scalar float32, each in [0, 1].
 
@@ -558,6 +451,10 @@ def _jaccard_slope(errors, truth):
     return torch.empty_like(errors).scatter_(1, order, slope)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# More than the right class at each pixel
+
+
 STRIDE = 4  # pixels between the places that may become anchors
 ANCHORS_PER_CLASS, ANCHORS = 64, 2048  # at most, in one batch
 EDGE_DECAY = 10.0  # a step of 0.1 in the image lets a prediction's edge through at exp(-1) of its price
@@ -576,10 +473,6 @@ def consistency(clean, noisy, targets):
     log_q = F.log_softmax(noisy.float(), dim=1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(1)  # (N, H, W)
     return (divergence * (targets < clean.shape[1])).sum()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Supervised contrast
 
 
 def _places(targets, num_classes):
@@ -647,10 +540,6 @@ def _vectors(features, image_shape, grid_shape, order):
     return F.normalize(cells.float(), dim=1, eps=1e-4)  # a feature of zeros must not get a gradient of 1e12
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Edges
-
-
 def spatial_places(targets, num_classes):
     """What the spatial total is divided by: places whose own, right and lower pixel are labelled, scalar float32."""
     return _whole_corners(targets, num_classes).sum().float()
@@ -688,10 +577,6 @@ def _differences(values):
     return values[:, :, :-1, 1:] - corner, values[:, :, 1:, :-1] - corner
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Image properties
-
-
 @torch.no_grad()
 def image_properties(images):
     """What an image looks like as a whole: (N, 6) float32, each between 0 and 1.
@@ -715,3 +600,139 @@ def property_regression(predicted, images):
     predicted: (N, 6). images: (N, 3, H, W) in [0, 1]. It needs no labels, so an image of nothing but void counts too.
     """
     return (predicted.float() - image_properties(images)).square().sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The unknown, and distances
+
+
+def outlier_pixels(targets, num_classes):
+    """What an outlier term's total is divided by: the pasted pixels, scalar float32."""
+    return (targets == num_classes).sum().float()
+
+
+def outlier_energy(logits, targets, level):
+    """Σ over pasted pixels of max(0, log Σ_c e^z_c - level)²: little evidence for any class.
+
+    Source: Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020, equation 8, E = -log Σ e^z; level is
+    their -m_out.
+    """
+    return _hinge(logits.float().logsumexp(1) - level, targets == logits.shape[1])
+
+
+def known_energy(logits, targets, level):
+    """Σ over known pixels of max(0, level - log Σ_c e^z_c)²: much evidence for some class.
+
+    Source: as `outlier_energy`; level is their -m_in. Both levels are needed: cross-entropy alone leaves the common
+    shift of all logits, and with it the energy, free.
+    """
+    return _hinge(level - logits.float().logsumexp(1), targets < logits.shape[1])
+
+
+def _hinge(excess, counted):
+    return torch.where(counted, F.relu(excess).square(), 0.0).sum()
+
+
+def outlier_entropy(logits, targets):
+    """Σ over pasted pixels of -1/C Σ_c log p_c: every class as likely as any other; log C at its best.
+
+    Source: Chan et al., Entropy Maximization and Meta Classification for Out-of-Distribution Detection in Semantic
+    Segmentation, ICCV 2021, equation 4.
+    """
+    uniform = -F.log_softmax(logits.float(), dim=1).mean(1)  # (N, H, W)
+    return torch.where(targets == logits.shape[1], uniform, 0.0).sum()
+
+
+def centre_distance(logits, targets):
+    """Σ over known pixels of ||f - m_y||², of a distance head, whose logits are minus these squared distances.
+
+    Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation, ICCV 2021, the variance loss.
+    """
+    known = targets < logits.shape[1]
+    own = logits.float().gather(1, targets.long().where(known, 0)[:, None])[:, 0]
+    return -torch.where(known, own, 0.0).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Class weights
+
+
+LARGEST_RATIO = 100  # of a class's weight, before scaling
+BETA, BLOCK = 0.9999, 32 * 32  # of effective numbers; pixels that count as one sample
+
+
+def class_weights(kind, counts, names):
+    """One weight per class from the training targets' pixel counts: (C,) float32, or None for "none".
+
+    kind: a rule that gives ratios w_c, each capped at 100, the whole then scaled to sum C; or a JSON file
+    {class name: weight}, taken as it is. counts: (N, C) int64, pixels by image and class; n_c is a class's over all.
+      inverse    total / (C · n_c)
+      sqrt       the square root of that
+      median     median(f) / f_c over the classes present, f_c a class's share of the labelled pixels of the images
+                 that hold it. Source: Eigen & Fergus, Predicting Depth, Surface Normals and Semantic Labels, ICCV 2015.
+      effective  E(total / C) / E(n_c), with the effective number E(n) = (1 - β^n) / (1 - β), β = 0.9999. Source: Cui
+                 et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, proposition 1. Deviation:
+                 n is in blocks of 32×32 pixels, since neighbouring pixels are near copies of one another. Counted in
+                 single pixels every class above some 50 000 has E = 10⁴, so that all weigh the same and the rule
+                 does nothing. As it is, classes well below 10 million pixels weigh as with "inverse", and classes
+                 above 50 million all the same.
+    A class without pixels gets 0 from every rule, and a warning that names it.
+    Raises UserError for an unknown kind, a file that cannot be read, and weights that cannot be meant.
+    """
+    if kind == "none":
+        return None
+    if kind not in ("inverse", "sqrt", "median", "effective"):
+        return _read_class_weights(kind, names)
+    images = torch.atleast_2d(counts.double())  # (N, C)
+    counts = images.sum(0)
+    if not counts.sum() > 0:
+        raise UserError("no labelled pixel to weight classes by", f"--class-weights {kind}", "check the targets")
+    absent = counts == 0
+    if absent.any():
+        missing = ", ".join(name for name, gone in zip(names, absent.tolist(), strict=True) if gone)
+        cli.warn(f"no training pixel of {missing}; the weight of such a class is 0")
+    ratios = _median_ratios(images) if kind == "median" else _ratios(kind, counts.clamp(min=1), counts.mean())
+    ratios = ratios.clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
+    return (ratios * len(counts) / ratios.sum()).float()
+
+
+def _median_ratios(images):
+    """Median-frequency balancing from pixels by image and class (N, C)."""
+    counts, homes = images.sum(0), ((images > 0) * images.sum(1, keepdim=True)).sum(0)
+    frequencies = counts / homes.clamp(min=1)
+    return frequencies[counts > 0].quantile(0.5) / frequencies.clamp(min=1e-12)
+
+
+def _ratios(kind, counts, mean):
+    """Each class's weight before cap and scaling; a class of `mean` pixels gets 1."""
+    if kind == "effective":
+        return _effective(mean) / _effective(counts)
+    return (mean / counts).sqrt() if kind == "sqrt" else mean / counts
+
+
+def _effective(pixels):
+    """The effective number of samples in that many pixels."""
+    return -torch.expm1(pixels / BLOCK * math.log(BETA)) / (1 - BETA)
+
+
+def _read_class_weights(path, names):
+    """Class weights from a JSON file {class name: weight}, every class exactly once."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        remedy = "give none, inverse, sqrt, median, effective, or a JSON file {class name: weight}"
+        raise UserError(f"cannot read class weights ({error})", f"--class-weights {path}", remedy) from None
+    if not isinstance(content, dict):
+        raise UserError(f"a {type(content).__name__} instead of class weights", path, 'write {"class name": weight}')
+    for name in sorted(content.keys() - set(names)):
+        raise UserError(f"unknown class {name!r}", path, cli.nearest(name, names))
+    if len(content) < len(names):
+        missing = ", ".join(name for name in names if name not in content)
+        raise UserError(f"no weight for {missing}", path, "give every class a weight, 0 to leave it out of the loss")
+    for name, value in content.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise UserError(f"weight {value!r} of class {name!r}", path, "give a number of at least 0")
+    if not any(content.values()):
+        raise UserError("every class has weight 0", path, "give at least one class a weight above 0")
+    return torch.tensor([float(content[name]) for name in names])

@@ -9,9 +9,9 @@ from torch import nn
 import cli
 import losses
 from cli import UserError
-from tests.losses.test_pixel import VOID, example, torch_cross_entropy
+from tests.losses.examples import VOID, example, torch_cross_entropy
 
-ALL = ",".join(losses.LOSSES)
+ALL = ",".join(losses.TERMS)
 AUX = {"aux": 0.4, "properties": 0.2}
 WEIGHTED = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0, 3.0, 1.0])
 
@@ -129,7 +129,7 @@ def test_totals_and_weights_of_two_halves_add_up(class_weights):
             torch.testing.assert_close(value, parts[0][name] + parts[1][name])
 
 
-@pytest.mark.parametrize("term", losses.LOSSES)
+@pytest.mark.parametrize("term", losses.TERMS)
 @pytest.mark.parametrize("case", ["all void", "classes of weight zero only"])
 def test_nothing_to_learn_from_is_zero_not_nan(term, case):
     images, targets = batch()
@@ -155,7 +155,7 @@ class Free(nn.Module):
         return {"out": self.logits * images.mean((1, 2, 3)).view(-1, 1, 1, 1), "features": self.map}
 
 
-@pytest.mark.parametrize("term", losses.LOSSES)
+@pytest.mark.parametrize("term", losses.TERMS)
 def test_void_pixels_and_dropped_classes_get_no_gradient(term):
     images, targets = batch()
     model = Free(targets.shape[1:])
@@ -170,7 +170,7 @@ def test_void_pixels_and_dropped_classes_get_no_gradient(term):
     assert moved.any()
 
 
-@pytest.mark.parametrize("term", losses.LOSSES)
+@pytest.mark.parametrize("term", losses.TERMS)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_values_and_gradients_are_finite_whatever_the_logits(term, scale):
     images, targets = batch()
@@ -191,13 +191,13 @@ def test_all_terms_together_in_bfloat16_autocast(memory_format):
     model, criterion = Model(), make(ALL, WEIGHTED, 0.1, AUX)
     with torch.autocast("cpu", torch.bfloat16):
         terms = step_loss(criterion, model, images, targets)
-    assert list(terms) == [*losses.LOSSES, *AUX]
+    assert list(terms) == [*losses.TERMS, *AUX]
     assert all(value.dtype == torch.float32 and value.isfinite() for value in terms.values())
     sum(terms.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("term", [term for term in losses.LOSSES if term not in ("noisy", "consistency")])
+@pytest.mark.parametrize("term", [term for term in losses.TERMS if term not in ("noisy", "consistency")])
 def test_bfloat16_outputs_are_summed_in_float32(term):
     images, targets = batch()
     model = Free(targets.shape[1:])
@@ -239,15 +239,15 @@ def test_flags_have_defaults_that_are_accepted():
 
 def test_help_lists_each_term_on_a_line_with_weight_and_range():
     lines = parser().format_help().splitlines()
-    for name, default in losses.LOSSES.items():
-        written = f"{name}={':'.join(f'{value:g}' for value in default)}"
+    for name, term in losses.TERMS.items():
+        written = f"{name}={':'.join(f'{value:g}' for value in term.defaults())}"
         (line,) = [line for line in lines if line.split() and line.split()[0] == written]
-        assert losses.PURPOSES[name] in line
+        assert term.purpose in line
         assert len(line) < 125
-        if name in losses.PARAMETERS:
-            assert "{} {:g} to {:g}".format(*losses.PARAMETERS[name]) in line
-    assert losses.PURPOSES.keys() == losses.LOSSES.keys()
-    assert losses.PARAMETERS.keys() == {name for name, default in losses.LOSSES.items() if len(default) > 1}
+        if term.parameter:
+            own, default, low, high = term.parameter
+            assert low <= default <= high
+            assert f"({own} {low:g} to {high:g})" in line
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_parse_loss_reads(text, terms):
 
 def test_parse_loss_gives_each_caller_its_own_lists():
     losses.parse_loss("noisy,consistency")["noisy"][1] = 9.0
-    assert losses.LOSSES["noisy"] == [0.1, 0.1]
+    assert losses.TERMS["noisy"].defaults() == [0.1, 0.1]
 
 
 @pytest.mark.parametrize(

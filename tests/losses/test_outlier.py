@@ -69,7 +69,7 @@ def test_centre_term_is_the_distance_to_the_own_centre(batch):
 def test_only_pasted_pixels_get_a_gradient(batch, term):
     logits, targets = batch
     logits.requires_grad_()
-    own = losses.LOSSES[term][1:]
+    own = losses.TERMS[term].defaults()[1:]
     function = {"outlier-energy": outlier_energy, "outlier-entropy": outlier_entropy}[term]
     function(logits, targets, *own).backward()
     touched = logits.grad.abs().sum(1) > 0

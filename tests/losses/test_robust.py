@@ -16,7 +16,7 @@ from losses import (
     spatial,
     spatial_places,
 )
-from tests.losses.test_pixel import VOID, example
+from tests.losses.examples import VOID, example
 
 # --- consistency
 
