@@ -13,8 +13,8 @@ the images' own size, whatever that is and whatever autocast is on. Each model i
     left_out       the keys of an ImageNet file that have no place in the backbone
     name, options  `build_model` makes the same net from them
 
-`backbone_features(images)` and `pyramid_features(images)` show what is inside, finest map first. The parts are in
-`models_parts`, the backbones in `models_backbones`, `models_pvt`, `models_vit`, the loading in `models_weights`.
+`backbone_features(images)` and `pyramid_features(images)` show what is inside, finest map first. What they are
+built from stands in `networks/`.
 """
 
 import math
