@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+# Train ids beside those of the classes.
 VOID = 255  # the train id no loss and no metric counts
 UNKNOWN = 254  # in a decoded mask: a value that is neither a class nor void; never reaches a target
 NORMAL = 253  # no anomaly, but of no known class either: sets that label anomalies and nothing else

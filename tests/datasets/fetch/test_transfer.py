@@ -12,7 +12,7 @@ import pytest
 from cli import UserError
 from datasets.fetch import sources, transfer
 from datasets.fetch.transfer import PATIENCE, check_url, fetch, told_size
-from tests.download_server import a_date, serve
+from tests.datasets.fetch.server import a_date, serve
 
 CONTENT = bytes(i * i * 7 % 251 for i in range(300_000))
 OTHER = CONTENT[::-1]
