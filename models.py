@@ -13,11 +13,12 @@ the images' own size, whatever that is and whatever autocast is on. Each model i
     left_out       the keys of an ImageNet file that have no place in the backbone
     name, options  `build_model` makes the same net from them
 
-`backbone_features(images)` and `pyramid_features(images)` show what is inside, finest map first. The parts are in
-`models_parts`, the backbones in `models_backbones`, `models_pvt`, `models_vit`, the loading in `models_weights`.
+`backbone_features(images)` and `pyramid_features(images)` show what is inside, finest map first. What they are
+built from stands in `networks/`.
 """
 
 import math
+import textwrap
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,12 @@ from networks.backbones import ResNetEncoder, SwinEncoder, convnext, mobilenet_v
 from networks.blocks import AtrousPooling, Pyramid, UpSampling, activated, convolution, resize, separable
 from networks.pvt import PvtV2
 from networks.segmenter import Segmenter
-from networks.vit import LinearDecoder, ProgressiveDecoder, VitEncoder
+from networks.vit import VARIANTS, LinearDecoder, ProgressiveDecoder, VitEncoder
 from networks.weights import load_weights, read_class_names
 
 # What can stand under the pyramid: how to make it, and torchvision's ImageNet weights.
 PYRAMID_BACKBONES = {
-    "mobilenet_v2": (lambda: mobilenet_v2(), tv.MobileNet_V2_Weights.IMAGENET1K_V1),
+    "mobilenet_v2": (mobilenet_v2, tv.MobileNet_V2_Weights.IMAGENET1K_V1),
     "resnet50": (lambda: ResNetEncoder(50), tv.ResNet50_Weights.IMAGENET1K_V1),
     "convnext_tiny": (lambda: convnext("tiny"), tv.ConvNeXt_Tiny_Weights.IMAGENET1K_V1),
     "convnext_small": (lambda: convnext("small"), tv.ConvNeXt_Small_Weights.IMAGENET1K_V1),
@@ -48,7 +49,6 @@ PYRAMID_BACKBONES = {
     "pvt_v2_b1": (lambda: PvtV2("pvt_v2_b1"), None),
     "pvt_v2_b2": (lambda: PvtV2("pvt_v2_b2"), None),
 }
-VIT_WEIGHTS = {"vit_b_16": tv.ViT_B_16_Weights.IMAGENET1K_V1, "vit_l_16": tv.ViT_L_16_Weights.IMAGENET1K_V1}
 
 PYRAMID = {"channels": 128, "dropout": 0.0, "upsample": "bilinear", "laterals": True, "attention": "none"}
 MODELS = {
@@ -58,7 +58,7 @@ MODELS = {
     "mobilenetv2": {"skips": False},
     **{f"fpn_{name}": PYRAMID for name in PYRAMID_BACKBONES},
     "fpn_mobilenet_v2": {**PYRAMID, "channels": 96},
-    **{name: {"decoder": "progressive", "channels": 128} for name in ("vit_tiny", *VIT_WEIGHTS)},
+    **{name: {"decoder": "progressive", "channels": 128} for name in VARIANTS},
 }
 EVERY_MODEL = {"centres": "none", "residual": False}
 MODELS = {name: {**options, **EVERY_MODEL} for name, options in MODELS.items()}
@@ -74,24 +74,50 @@ CHOICES = {
     "residual": (True, False),
 }
 RANGES = {"aux": (0, math.inf), "properties": (0, math.inf), "channels": (1, math.inf), "dropout": (0, 1)}
-LISTING = """models of --model, with their options:
-    deeplabv3_*       resnet50, resnet101, mobilenet_v3_large
-                        aux=0.4 (weight of the auxiliary loss, 0: none)
-    deeplabv3plus_*   resnet50, resnet101, mobilenet_v2
-                        stride=16 (or 8)
-    unet_*            resnet50, mobilenet_v2
-    mobilenetv2       five learned doublings
-                        skips=off (on: add the encoder's maps)
-    fpn_*             mobilenet_v2, resnet50, convnext_tiny, convnext_small, swin_t, swin_s, swin_v2_t, pvt_v2_b0,
-                      pvt_v2_b1, pvt_v2_b2
-                        channels=128 (mobilenet_v2: 96; of the pyramid), dropout=0 (share of them),
-                        upsample=bilinear (nearest, transposed), laterals=on, attention=none (se, cbam)
-    vit_*             tiny, b_16, l_16
-                        decoder=progressive (or linear), channels=128 (of the decoder)
-    every model       centres=none (fixed, learnt: logits are distances to class centres)
-                        residual=off (on: a head of its own for anomalies, see --outliers)
-"""
+ABOUT = {  # what a name means, for --help
+    "mobilenetv2": "five learned doublings",
+    "aux": "weight of the auxiliary loss, 0: none",
+    "skips": "add the encoder's maps",
+    "channels": "of the decoder",
+    "dropout": "share of the decoder's maps that is dropped",
+    "centres": "logits are distances to class centres",
+    "residual": "a head of its own for anomalies, see --outliers",
+}
 AUX_TASKS = {"none": {}, "properties": {"weight": 0.1}}
+
+
+def list_models():
+    """Text for --help: every family of models, its backbones, its options with their defaults and other values."""
+    families = {}
+    for name, options in MODELS.items():
+        family, _, backbone = name.partition("_")
+        families.setdefault(family, {})[backbone] = {o: v for o, v in options.items() if o not in EVERY_MODEL}
+    rows = [(family + "_*" * ("" not in members), members) for family, members in families.items()]
+    lines = ["models of --model, with their options:"]
+    for title, members in (*rows, ("every model", {"": EVERY_MODEL})):
+        first, rest = f"    {title:18}", " " * 22
+        text = ABOUT.get(title, ", ".join(members))
+        lines += textwrap.wrap(text, 118, initial_indent=first, subsequent_indent=rest) or [first.rstrip()]
+        lines += [f"{rest}  {_describe_option(option, members)}" for option in next(iter(members.values()))]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_option(option, members):
+    """'channels=128 (of the decoder; mobilenet_v2: 96)'. members: {backbone: options}; the last one's are told."""
+    values = {backbone: _shown(options[option]) for backbone, options in members.items()}
+    *_, default = values.values()
+    others = ", ".join(shown for shown in map(_shown, CHOICES.get(option, ())) if shown != default)
+    about = ": ".join(filter(None, (others and f"or {others}", ABOUT.get(option))))
+    exceptions = [f"{backbone}: {shown}" for backbone, shown in values.items() if shown != default]
+    return f"{option}={default} ({'; '.join((about, *exceptions))})"
+
+
+def _shown(value):
+    """An option's value as it is typed."""
+    return ("off", "on")[value] if isinstance(value, bool) else value if isinstance(value, str) else f"{value:g}"
+
+
+LISTING = list_models()
 
 
 def add_model_flags(parser):
@@ -147,17 +173,8 @@ def build_model(name, num_classes, options=None):
 def _make(name, num_classes, options):
     """The network of a checked name and checked options."""
     family, _, backbone = name.partition("_")
-    if family == "deeplabv3":
-        return DeepLabV3(backbone, num_classes, **options)
-    if family == "deeplabv3plus":
-        return DeepLabV3Plus(backbone, num_classes, **options)
-    if family == "unet":
-        return UNet(backbone, num_classes)
-    if family == "fpn":
-        return Fpn(backbone, num_classes, **options)
-    if family == "vit":
-        return Vit(name, num_classes, **options)
-    return MobileNetV2(num_classes, **options)
+    arguments = (backbone, num_classes) if backbone else (num_classes,)
+    return FAMILIES[family](*arguments, **options)
 
 
 def _check_options(options):
@@ -345,9 +362,8 @@ class Fpn(Segmenter):
         make, imagenet = PYRAMID_BACKBONES[backbone]
         super().__init__(make())
         self.imagenet = imagenet
-        self.multiple = (
-            32 if backbone.startswith(("convnext", "swin")) else 1
-        )  # their strides round down, or pad tokens
+        if backbone.startswith(("convnext", "swin")):
+            self.multiple = 32  # their strides round down, or pad tokens
         self.pyramid = Pyramid(self.backbone.widths[-4:], channels, **options)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
@@ -394,17 +410,32 @@ class Vit(Segmenter):
     Segmenter, ICCV 2021 (linear).
     """
 
+    IMAGENET = {
+        "tiny": None,
+        "b_16": tv.ViT_B_16_Weights.IMAGENET1K_V1,
+        "l_16": tv.ViT_L_16_Weights.IMAGENET1K_V1,
+    }
     multiple = 16
 
-    def __init__(self, name, num_classes, decoder, channels):
-        super().__init__(VitEncoder(name))
-        self.imagenet = VIT_WEIGHTS.get(name)
+    def __init__(self, backbone, num_classes, decoder, channels):
+        super().__init__(VitEncoder(f"vit_{backbone}"))
+        self.imagenet = self.IMAGENET[backbone]
         build = LinearDecoder if decoder == "linear" else ProgressiveDecoder
         self.decoder = build(self.backbone.widths[-1], channels)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def decode(self, maps, size):
         return self.decoder(maps[-1])
+
+
+FAMILIES = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+    "unet": UNet,
+    "mobilenetv2": MobileNetV2,
+    "fpn": Fpn,
+    "vit": Vit,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-VOID = 255  # in targets: no class
+from datasets.spec import VOID
+
 SHRINKAGE = 1e-3  # of the average variance, added to each feature's own
 
 

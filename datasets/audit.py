@@ -71,7 +71,7 @@ class Audit:
         return fault and fault[1]
 
     def fault(self):
-        """The first fault as (cause as the doctor names it, UserError), or None."""
+        """The first fault as (cause as diagnose names it, UserError), or None."""
         if self.parts:
             return next(filter(None, (part.fault() for part in self.parts)), None)
         if self.broken:

@@ -1,9 +1,9 @@
 """The data sets by name: which forms each comes in, which of them lies in a folder, what to hold out of it.
 
-The declarations stand in `data_driving` and `data_scenes`, of the type `Spec` (`data_layout`): where the pairs of a
-split lie and how a mask's values become train ids: 0 … C-1 for the known classes, C for anomaly where the set has one,
-255 for void. A set that comes in several official forms has one Spec a form, and what lies in the data folder decides.
-`folder` is anyone's own set, described by its `classes.json` (`data_folder`).
+The declarations stand in `driving` and `scenes`, of the type `spec.Spec`: where the pairs of a split lie and how a
+mask's values become train ids: 0 … C-1 for the known classes, C for anomaly where the set has one, 255 for void. A set
+that comes in several official forms has one Spec a form, and what lies in the data folder decides.
+`folder` is anyone's own set, described by its `classes.json` (`own_folder`).
 """
 
 from dataclasses import replace

@@ -1,10 +1,9 @@
-"""The 150 classes of the ADE20K scene-parsing challenge: the first name and the official colour of each.
+"""The long lists of class names: ADE20K's 150 with their colours, COCO-Stuff's 182."""
 
-Source: Zhou et al. 2017, "Scene Parsing through ADE20K Dataset": the challenge's objectInfo150 (order and names; where
-the first word alone would be ambiguous, the whole first name) and color150 (road and skyscraper share their colour).
-"""
-
-TABLE = """
+# The classes of the ADE20K scene-parsing challenge: the first name and the official colour of each.
+# Source: Zhou et al. 2017, "Scene Parsing through ADE20K Dataset": the challenge's objectInfo150 (order and names;
+# where the first word alone would be ambiguous, the whole first name) and color150 (road and skyscraper share theirs).
+ADE20K_TABLE = """
 wall 120,120,120; building 180,120,120; sky 6,230,230; floor 80,50,50; tree 4,200,3; ceiling 120,120,80;
 road 140,140,140; bed 204,5,255; windowpane 230,230,230; grass 4,250,7; cabinet 224,5,255; sidewalk 235,255,7;
 person 150,5,61; earth 120,120,70; door 8,255,51; table 255,6,82; mountain 143,255,140; plant 204,255,4;
@@ -32,7 +31,28 @@ sculpture 255,255,0; hood 0,153,255; sconce 0,41,255; vase 0,255,204; traffic li
 ashcan 173,0,255; fan 0,245,255; pier 71,0,255; crt screen 122,0,255; plate 0,255,184; monitor 0,92,255;
 bulletin board 184,255,0; shower 0,133,255; radiator 255,214,0; glass 25,194,194; clock 102,255,0; flag 92,0,255
 """
+ADE20K_ENTRIES = [entry.strip().rpartition(" ") for entry in ADE20K_TABLE.split(";")]  # name, " ", "r,g,b"
+ADE20K_CLASSES = tuple(name for name, _, _ in ADE20K_ENTRIES)
+ADE20K_PALETTE = tuple(tuple(map(int, colour.split(","))) for _, _, colour in ADE20K_ENTRIES)
 
-ENTRIES = [entry.strip().rpartition(" ") for entry in TABLE.split(";")]  # name, " ", "r,g,b"
-CLASSES = tuple(name for name, _, _ in ENTRIES)
-PALETTE = tuple(tuple(map(int, colour.split(","))) for _, _, colour in ENTRIES)
+# In the order of the masks' numbers 0 … 181: 91 things, then 91 stuff.
+# Source: Caesar et al. 2018, "COCO-Stuff: Thing and Stuff Classes in Context": the authors' labels.txt, whose ids, 1 to
+# 182, are the masks' numbers plus one. Eleven things (hat, shoe, eye glasses …) are named there but never labelled.
+COCOSTUFF_TABLE = """
+person; bicycle; car; motorcycle; airplane; bus; train; truck; boat; traffic light; fire hydrant; street sign;
+stop sign; parking meter; bench; bird; cat; dog; horse; sheep; cow; elephant; bear; zebra; giraffe; hat; backpack;
+umbrella; shoe; eye glasses; handbag; tie; suitcase; frisbee; skis; snowboard; sports ball; kite; baseball bat;
+baseball glove; skateboard; surfboard; tennis racket; bottle; plate; wine glass; cup; fork; knife; spoon; bowl; banana;
+apple; sandwich; orange; broccoli; carrot; hot dog; pizza; donut; cake; chair; couch; potted plant; bed; mirror;
+dining table; window; desk; toilet; door; tv; laptop; mouse; remote; keyboard; cell phone; microwave; oven; toaster;
+sink; refrigerator; blender; book; clock; vase; scissors; teddy bear; hair drier; toothbrush; hair brush; banner;
+blanket; branch; bridge; building-other; bush; cabinet; cage; cardboard; carpet; ceiling-other; ceiling-tile; cloth;
+clothes; clouds; counter; cupboard; curtain; desk-stuff; dirt; door-stuff; fence; floor-marble; floor-other;
+floor-stone; floor-tile; floor-wood; flower; fog; food-other; fruit; furniture-other; grass; gravel; ground-other;
+hill; house; leaves; light; mat; metal; mirror-stuff; moss; mountain; mud; napkin; net; paper; pavement; pillow;
+plant-other; plastic; platform; playingfield; railing; railroad; river; road; rock; roof; rug; salad; sand; sea; shelf;
+sky-other; skyscraper; snow; solid-other; stairs; stone; straw; structural-other; table; tent; textile-other; towel;
+tree; vegetable; wall-brick; wall-concrete; wall-other; wall-panel; wall-stone; wall-tile; wall-wood; water-other;
+waterdrops; window-blind; window-other; wood
+"""
+COCOSTUFF_CLASSES = tuple(name.strip() for name in COCOSTUFF_TABLE.split(";"))

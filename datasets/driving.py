@@ -46,7 +46,7 @@ STREETHAZARDS = Spec(
 STREETS = replace(STREETHAZARDS, name="streets")  # the embedded scenes: same layout, same coding
 
 # The frames are named one by one, "normal" and "anomaly" are its only labels: its classes are those of the model that
-# looks at it (`data_spaces.translate`).
+# looks at it (`label_spaces.translate`).
 ROAD_ANOMALY = Spec(
     name="road_anomaly",
     classes=(),

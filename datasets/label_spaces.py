@@ -142,7 +142,7 @@ def translate(spec, space):
 
 
 def codes(spec):
-    """(mask value as `data_audit` counts it, train id) of a set's whole coding."""
+    """(mask value as the audit counts it, train id) of a set's whole coding."""
     yield from spec.values.items()
     yield from ((red << 16 | green << 8 | blue, i) for (red, green, blue), i in spec.colours.items())
 

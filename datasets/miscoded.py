@@ -37,7 +37,7 @@ def value_text(value, drawn):
 
 
 def likely_cause(unknown, seen, where, spec):
-    """What most often leads to such values, and the remedy: (cause as the doctor names it, cause in words, remedy)."""
+    """What most often leads to such values, and the remedy: (cause as diagnose names it, cause in words, remedy)."""
     spec = spec.own or spec
     declared = class_values(spec)
     if Path(where).suffix.lower() in (".jpg", ".jpeg"):
@@ -98,7 +98,7 @@ def _is_described(spec):
 
 
 def _can_be_class(value):
-    """Whether a mask value is a colour or a number a class can have: others come as floats (`data.read_labels`)."""
+    """Whether a mask value is a colour or a number a class can have: others come as floats (`masks.read_labels`)."""
     return isinstance(value, int) or (0 <= value <= 65535 and value == int(value))
 
 

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from datasets import class_names_coco
-from datasets.class_names import CLASSES, PALETTE
+from datasets.class_names import ADE20K_CLASSES, ADE20K_PALETTE, COCOSTUFF_CLASSES
 from datasets.own_folder import with_classes_json, with_labelmap
 from datasets.spec import SERVER_NOTE, VOID, Spec, with_tops
 
@@ -45,8 +44,8 @@ MSRC_FORMS = (
 
 ADE20K = Spec(
     name="ade20k",
-    classes=CLASSES,
-    palette=PALETTE,
+    classes=ADE20K_CLASSES,
+    palette=ADE20K_PALETTE,
     values={0: VOID, **{i + 1: i for i in range(150)}},
     splits={
         "train": ("images/training", "annotations/training"),
@@ -75,7 +74,7 @@ def read_own_classes(spec, root):
 def _cocostuff(images, masks):
     return Spec(
         name="cocostuff",
-        classes=class_names_coco.CLASSES,
+        classes=COCOSTUFF_CLASSES,
         palette=(),
         values={**{i: i for i in range(182)}, VOID: VOID},
         splits={s: (images.format(f), masks.format(f)) for s, f in (("train", "train2017"), ("test", "val2017"))},

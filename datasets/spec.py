@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+# Train ids beside those of the classes.
 VOID = 255  # the train id no loss and no metric counts
 UNKNOWN = 254  # in a decoded mask: a value that is neither a class nor void; never reaches a target
 NORMAL = 253  # no anomaly, but of no known class either: sets that label anomalies and nothing else
@@ -31,7 +32,7 @@ class Spec:
     subsets: condition -> the text that stands for {subset} in the folders, for a set that is sorted by conditions;
     top: the archive's own top folder, where it is still around the set; reader: (spec, root) -> spec, completes a
     declaration by what the set says about itself in a file of its own; asks: a file that reader cannot do without;
-    unmapped: code -> name of the classes that `data_spaces.translate` made void; parts: the sets (`data_spaces.Part`)
+    unmapped: code -> name of the classes that `label_spaces.translate` made void; parts: the sets (`label_spaces.Part`)
     that several sets as one consist of, which then has no coding itself; own: the set before `translate` or `hold_out`
     changed its classes, None where none did: by its coding are masks judged.
     """

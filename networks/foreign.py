@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from cli import UserError, nearest
-from networks.weights import read_tensors
+from networks.blocks import MEAN, STD, Normalise
+from networks.weights import describe_misfits, read_tensors
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation, RGB in [0, 1]
+IMAGENET = MEAN, STD
 CLASS_COUNTS = ("num_classes", "n_classes", "nclass", "classes")  # how a function calls the number of its classes
 REPO_ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 SHARED = {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "PIL"}  # the same modules for them and for us
@@ -65,22 +66,18 @@ def three_numbers(text):
 # What enters the network
 
 
-class Preparation(nn.Module):
+class Preparation(Normalise):
     """RGB images (N, 3, H, W) float in [0, 1] -> the network's channel order, then (x - mean) / std.
 
     mean, std: three numbers in the network's own channel order, of images in [0, 1]. channel_order: rgb or bgr.
     """
 
     def __init__(self, mean, std, channel_order):
-        super().__init__()
+        super().__init__(mean, std)
         self.channel_order = channel_order
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images):
-        if self.channel_order == "bgr":
-            images = images.flip(1)
-        return (images - self.mean) / self.std
+        return super().forward(images.flip(1) if self.channel_order == "bgr" else images)
 
 
 def preparation_options(args):
@@ -111,16 +108,25 @@ def build_preparation(mean=None, std=None, channel_order="rgb"):
 # Their imports
 
 
+def _names_in(folder):
+    """The names under which the modules and packages in a folder are imported."""
+    folder = Path(folder)
+    return {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
+
+
+OURS = _names_in(REPO_ROOT) - SHARED - {"__main__"}
+
+
 class ImportIsolation:
-    """Where somebody else's code finds its imports: in its own folder first, in no module of ours.
+    """Where somebody else's code finds its imports: in its own folder first, in no module or folder of ours.
 
-    Python keeps one table of modules, in which `models` and `data` are ours. While their code runs (`with at_home()`)
-    that table shows theirs under such names, afterwards ours again, so that an import inside a function or a forward
-    pass finds the same file as one at the top. What is shared is the standard library, torch, torchvision, numpy, PIL,
-    and every installed package that has no namesake beside their file. Not for several threads at once: the table is
-    the whole process's.
+    Python keeps one table of modules, in which `models` and `datasets` are ours. While their code runs (`with
+    at_home()`) that table shows theirs under such names, afterwards ours again, so that an import inside a function or
+    a forward pass finds the same file as one at the top. Theirs is what lies in their folders, and an installed
+    package that is called as one of ours. What is shared is the standard library, torch, torchvision, numpy, PIL, and
+    every other installed package. Not for several threads at once: the table is the whole process's.
 
-    path: folders searched before all others, to which their code may add; modules: {name: what it imported from there}.
+    path: folders searched before all others, to which their code may add; modules: {name: module} of theirs.
     """
 
     def __init__(self, folders):
@@ -145,21 +151,22 @@ class ImportIsolation:
         finally:
             _restore(state)
             self.path += [entry for entry in sys.path if entry not in visible]
-            sys.path[:] = path
-            new = {name: module for name, module in sys.modules.items() if name.partition(".")[0] not in shared}
-            self.modules = {name: module for name, module in new.items() if self._holds(module)}
+            self.modules = {name: module for name, module in [*sys.modules.items()] if self._owns(name, module, shared)}
+            sys.path[:] = path  # only now: a folder without __init__.py looks itself up in it
             for name in self.modules:
                 del sys.modules[name]
             sys.modules.update(modules)
 
     def _hidden(self, modules):
         """Names of the modules that are ours, or namesakes of their neighbours; submodules included."""
-        names = set()
-        for folder in map(Path, [REPO_ROOT, *self.path]):
-            names |= {entry.stem for entry in folder.glob("*.py")}
-            names |= {entry.parent.name for entry in folder.glob("*/__init__.py")}
-        tops = {n for n in names - SHARED - {"__main__"} if n in modules and not self._holds(modules[n])}
+        names = OURS.union(*map(_names_in, self.path)) - SHARED - {"__main__"}
+        tops = {name for name in names if name in modules and not self._holds(modules[name])}
         return [name for name in modules if name.partition(".")[0] in tops]
+
+    def _owns(self, name, module, shared):
+        """Whether a module is theirs alone. shared: the top-level names of the modules that are not."""
+        top = name.partition(".")[0]
+        return top not in shared and (top in OURS or self._holds(module))
 
     def _holds(self, module):
         """Whether a module lies in one of the folders."""
@@ -305,18 +312,13 @@ def load_strictly(net, state, where, home):
             except Exception as error:
                 raise home.explain(error, "load_state_dict") from error
         faults = {"missing": result.missing_keys, "unexpected": result.unexpected_keys}
-    found = [f"{len(keys)} {what} ({_first_few(keys)})" for what, keys in faults.items() if keys]
-    if found:
-        what = f"these weights do not fit the network: {'; '.join(found)}"
+    if misfits := describe_misfits(faults):
+        what = f"these weights do not fit the network: {misfits}"
         raise UserError(what, where, "use the file that this very network was saved to")
 
 
 def _bare(key):
     return re.sub(r"^((module|_orig_mod)\.)+", "", key)
-
-
-def _first_few(keys):
-    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""What the models are put together from: convolutions, the pyramid, atrous pooling, attention, and `Segmenter`, the
-order in which every model works: backbone, decoder, classifier."""
+"""`Segmenter`, the order in which every model works: backbone, decoder, classifier."""
 
 import torch
 import torch.nn.functional as F

@@ -157,21 +157,19 @@ def _check_fit(model, own, state, loaded, left, new, origin):
     missing = {key for key in missing if not key.endswith(OWN_TENSORS)}
     unexpected = state.keys() - loaded.keys() - left
     shapes = {key for key in loaded if loaded[key].shape != own[key].shape}
-    faults = [
-        f"{len(keys)} {what} ({_first_few(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if faults:
+    if misfits := describe_misfits({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
         such = f" (such as {model.imagenet.url.rpartition('/')[2]})" if model.imagenet else ""
         remedy = f"give a checkpoint of this model or ImageNet weights of its backbone{such}"
-        raise UserError(f"these weights do not fit {model.name}: {'; '.join(faults)}", origin, remedy)
+        raise UserError(f"these weights do not fit {model.name}: {misfits}", origin, remedy)
 
 
-def _first_few(keys):
-    """The first three keys by name, and how many more."""
-    keys = sorted(keys)
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+def describe_misfits(faults):
+    """'7 missing (a, b, c, d, e and 2 more); 1 unexpected (f)' of {what is wrong: keys}; "" where nothing is."""
+    texts = []
+    for what, keys in faults.items():
+        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        texts += [f"{len(keys)} {what} ({', '.join(sorted(keys)[:5])}{more})"] * bool(keys)
+    return "; ".join(texts)
 
 
 def _first_line(error):

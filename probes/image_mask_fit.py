@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.spec import NORMAL, VOID
 from probes.finding import LIMITS, Exhibit, Finding, Tile
 
 PROBE = "data.label_agreement"
 REACH = 16  # pixels of the thumbnail that masks are moved by at most
 FAR = 8  # from here on a moved mask is a control
 SMALLEST = 48  # pixels: in a smaller picture every offset is a large one
-FIRST_NO_LABEL = 253  # normal, unknown and void: their borders say nothing about the image
+FIRST_NO_LABEL = NORMAL  # normal, unknown and void: their borders say nothing about the image
 FLIPS = {
     "mirrored left to right": (slice(None), slice(None, None, -1)),
     "upside down": (slice(None, None, -1), slice(None)),
@@ -310,7 +311,7 @@ def _shift_fault(agreement, offset, files, sizes, whole=False):
 
 def _moved(target, offset):
     """A target moved down and right by the offset, void where nothing comes in."""
-    moved = np.full_like(target, 255)
+    moved = np.full_like(target, VOID)
     inner = [slice(max(0, n), min(side, side + n)) for n, side in zip(offset, target.shape, strict=True)]
     source = [slice(s.start - n, s.stop - n) for s, n in zip(inner, offset, strict=True)]
     moved[tuple(inner)] = target[tuple(source)]

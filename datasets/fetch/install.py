@@ -1,4 +1,4 @@
-"""Where a data set lands: one folder to work in, and one rename when all is done.
+"""One folder to work in beside a data set's own, and one rename when all is done.
 
 ROOT.part beside ROOT holds all that is unfinished: the archives, what they unpack to, and a lock that the operating
 system drops when the process ends, however it ends. The lock's file and what it says mark the folder as one to remove;
@@ -39,7 +39,7 @@ def resolve(root):
 def working_name(root):
     """The path of the folder to work in. Raises UserError for the topmost folder, which has nothing beside it."""
     if not root.name:
-        raise UserError("no set can take the topmost folder's place", root, "name a folder below it")
+        raise UserError("no set can replace the topmost folder", root, "name a folder below it")
     return root.with_name(root.name + ".part")
 
 
@@ -50,7 +50,7 @@ def is_ours(folder):
 
 
 def is_free(root):
-    """Whether a set can land at a path: nothing there, or an empty folder.
+    """Whether a set can be installed at a path: nothing there, or an empty folder.
 
     Raises UserError for a file, for a disk's own folder, which no rename can replace, and for the one we are in, which
     would be another one afterwards.
@@ -64,7 +64,7 @@ def is_free(root):
     if os.path.ismount(root):
         raise UserError("a disk is mounted here, no folder can be renamed to it", root, "name a folder below it")
     if root.samefile("."):
-        raise UserError("the set would take the current folder's place", root, "run this from another folder")
+        raise UserError("the set would replace the current folder", root, "run this from another folder")
     return True
 
 
@@ -129,7 +129,7 @@ def count_pairs(name, root):
     return {split: len(find_pairs(spec, root, split)) for split in splits}
 
 
-def pick(name, unpacked, inner):
+def find_set(name, unpacked, inner):
     """The folder among what was unpacked that is the data set: the deepest of the candidates that is whole.
 
     Returns (folder, {split: pairs}). Raises UserError, with what is missing, where none is.
@@ -169,7 +169,7 @@ def _visible(folder):
 
 
 def commit(folder, root):
-    """Let a finished folder appear at its place, on disk. Raises UserError where something has appeared there."""
+    """Rename a finished folder to the set's own, on disk. Raises UserError where something has appeared there."""
     os.sync()  # all of its files, before their names count
     try:
         os.rename(folder, root)

@@ -1,4 +1,4 @@
-"""From archives to a data set in its place: what to fetch, fetching, checking, unpacking."""
+"""From archives to an installed data set: what to fetch, fetching, checking, unpacking, renaming."""
 
 import contextlib
 import os
@@ -14,9 +14,9 @@ from datasets.fetch.install import (
     clear,
     commit,
     count_pairs,
+    find_set,
     is_free,
     is_ours,
-    pick,
     resolve,
     working_folder,
     working_name,
@@ -101,13 +101,13 @@ def _match(name, own, names):
 
 
 def obtain(name, root, jobs, keep=False):
-    """Fetch what is missing, unpack it, and let the set appear at its place unless it is there.
+    """Fetch what is missing, unpack it, and install the set unless it is there.
 
     keep: leave fetched archives beside the set. Returns the exit code.
     """
 
     def make(work):
-        _gather(name, jobs, work)
+        _fetch_all(name, jobs, work)
         return _unpack(name, jobs, work)
 
     work = working_name(resolve(root))
@@ -118,9 +118,9 @@ def obtain(name, root, jobs, keep=False):
 
 
 def install(name, root, make, keep=()):
-    """Let a set appear at its place unless it is there.
+    """Make a set in the working folder and rename it to ROOT, unless it is there.
 
-    make: called with the working folder, makes the set in its folder `unpacked` and returns (the set's folder,
+    make: called with the working folder, writes the set in its folder `unpacked` and returns (the set's folder,
     {split: pairs}); keep: files in the working folder that are left beside the set. Returns the exit code.
     """
     target = resolve(root)
@@ -185,7 +185,7 @@ def require_all(name, root, pairs, remedy):
         raise UserError(f"{what} ({counts(pairs)})", root, remedy)
 
 
-def _gather(name, jobs, work):
+def _fetch_all(name, jobs, work):
     """Have all archives on disk, their checksums compared."""
     growth = SOURCES[name].growth
     for job in jobs:
@@ -256,7 +256,7 @@ def _unpack(name, jobs, work):
             merge(alone, folder, job.path(work), [other.path(work) for other in jobs[:i]])
             shutil.rmtree(alone)
     with _removed_if_bad([job for job in jobs if not job.archive.digest], work):
-        return pick(name, unpacked, SOURCES[name].inner)
+        return find_set(name, unpacked, SOURCES[name].inner)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,11 @@ def file_name(url):
     return name + "_" if taken else name
 
 
+def megabytes(count):
+    """Bytes in MB, rounded up."""
+    return -(-count // MB)
+
+
 def printable(text):
     """What a stranger wrote (a server, an archive), fit for one line on a terminal: at most 200 characters."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import cli
 from cli import UserError, warn
-from datasets.fetch.sources import ELSEWHERE, MB, PIECE, printable
+from datasets.fetch.sources import ELSEWHERE, MB, PIECE, megabytes, printable
 
 TIMEOUT = 60  # seconds without a byte that count as a stall
 ATTEMPTS = 6  # in a row without a byte more than ever before
@@ -310,7 +310,7 @@ def _receive(response, part, size, growth):
     size None: until the end, as long as the disk has room for what has come, unpacked.
     """
     done = checked = part.size
-    progress = cli.Progress(_megabytes(size or 0), f"fetch {part.target.name}", "MB", done=done // MB)
+    progress = cli.Progress(megabytes(size or 0), f"fetch {part.target.name}", "MB", done=done // MB)
     with open(part.path, "ab") as file, contextlib.closing(progress):
         while size is None or done < size:
             piece = _read(response, PIECE if size is None else min(PIECE, size - done))
@@ -319,16 +319,11 @@ def _receive(response, part, size, growth):
             file.write(piece)
             file.flush()  # to the operating system, which outlives a killed process
             done += len(piece)
-            progress.total = max(progress.total, _megabytes(done))
-            progress.update(_megabytes(done) if done == size else done // MB)
+            progress.total = max(progress.total, megabytes(done))
+            progress.update(megabytes(done) if done == size else done // MB)
             if size is None and done - checked >= CHECKED_EVERY:
                 checked = done
                 check_space(part.path.parent, done * growth)
-
-
-def _megabytes(count):
-    """Bytes in MB, rounded up."""
-    return -(-count // MB)
 
 
 def _read(response, most):

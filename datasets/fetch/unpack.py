@@ -1,4 +1,4 @@
-"""Archives from strangers: tar, tar.gz and zip, unpacked so that nothing can land outside the folder.
+"""Archives from strangers: tar, tar.gz and zip, unpacked so that nothing is written outside the folder.
 
 The folder is new, only plain files and folders are made, every file is opened for creation only: a name that comes
 twice, or differs in case on a disk that does not care, is an error and never overwrites. No link, no device, no
@@ -25,7 +25,7 @@ import zlib
 
 import cli
 from cli import UserError
-from datasets.fetch.sources import ELSEWHERE, MB, PIECE, printable
+from datasets.fetch.sources import ELSEWHERE, MB, PIECE, megabytes, printable
 
 MOST_FILES = 1_000_000  # and folders
 MOST_BYTES = 1 << 30  # for any archive …
@@ -49,7 +49,7 @@ def unpack(archive, folder):
     of another kind, or hostile.
     """
     writer = _Writer(archive, folder)
-    progress = cli.Progress(-(-archive.stat().st_size // MB), f"unpack {archive.name}", "MB")
+    progress = cli.Progress(megabytes(archive.stat().st_size), f"unpack {archive.name}", "MB")
     with _told(archive), contextlib.closing(progress), contextlib.closing(_entries(archive)) as entries:
         for name, file, done in entries:
             writer.add(name, file)
@@ -66,7 +66,7 @@ def _told(archive):
     except UserError:
         raise
     except (*BROKEN, OSError) as error:
-        # Of the system's own errors only that of a place before the beginning; bz2's carry no number.
+        # Of the system's own errors only that of a position before the beginning; bz2's carry no number.
         if isinstance(error, OSError) and not isinstance(error, BROKEN) and error.errno not in (None, errno.EINVAL):
             raise
         what = f"the archive is damaged or cut short ({type(error).__name__}: {printable(error)})"

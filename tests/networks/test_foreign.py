@@ -114,7 +114,7 @@ def test_their_neighbours_are_found_before_ours_and_ours_stay(write):
     import data as ours  # found afresh, after theirs has run
 
     assert ours is data
-    assert ours.Normalise
+    assert ours.Geometry
     assert not hasattr(ours, "WHO")
     assert set(sys.modules) == known
     assert {"models", "data", "losses", "losses.late", "metrics_of_mine"} <= set(net.home.modules)
@@ -138,6 +138,87 @@ def test_ours_is_hidden_from_them_and_a_failure_restores_it(write):
         load_foreign(f"{file}:make")
 
 
+# A model file that asks for `datasets` when it is read, in its function and in every forward pass.
+ASKS_FOR_DATASETS = (
+    NET
+    + """
+import datasets, datasets.masks
+FIRST = datasets
+
+class Late(Net):
+    def forward(self, images):
+        import datasets
+        from datasets import masks
+        from datasets.late import WHO
+        assert datasets is FIRST and masks is FIRST.masks
+        return super().forward(images) * 0 + WHO
+
+def make(num_classes):
+    import datasets.masks as again
+    assert again is FIRST.masks and again.WHO == 7.0
+    return Late(num_classes)
+"""
+)
+
+
+def write_datasets(write, folder, package):
+    """Somebody else's `datasets`, as a package or as a folder without __init__.py."""
+    if package:
+        write(f"{folder}/datasets/__init__.py", "")
+    for name in ("masks", "late"):
+        write(f"{folder}/datasets/{name}.py", "WHO = 7.0")
+
+
+def ours_of_datasets():
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "datasets"}
+
+
+@pytest.mark.parametrize("entry", [None, "", ".", REPO_ROOT])
+@pytest.mark.parametrize("package", [True, False])
+def test_their_own_datasets_is_found_wherever_ours_lies_on_the_path(write, monkeypatch, package, entry):
+    """In the project's root, or with it in PYTHONPATH, the project's own folder would come first."""
+    monkeypatch.chdir(REPO_ROOT)
+    if entry is not None:
+        monkeypatch.syspath_prepend(entry)
+    write_datasets(write, "theirs", package)
+    file = write("theirs/build.py", ASKS_FOR_DATASETS)
+    before = ours_of_datasets()
+    assert "datasets.masks" in before
+    net = load_foreign(f"{file}:make", "none", CLASSES)
+    for _ in range(2):
+        assert (net(images())["out"] == 7.0).all()
+    assert ours_of_datasets() == before
+    assert importlib.import_module("datasets.masks").read_pair
+    assert "datasets.late" in net.home.modules
+
+
+def test_an_installed_package_named_as_a_folder_of_ours_is_theirs(write, monkeypatch, tmp_path):
+    """It is executed once, and kept apart from ours, which several of its submodules share their names with."""
+    write_datasets(write, "site", package=True)
+    write("site/datasets/__init__.py", "import installed_log\ninstalled_log.TIMES.append(1)")
+    write("site/installed_log.py", "TIMES = []")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    sys.path.append(sys.path.pop(0))  # after ours, as site-packages stand
+    monkeypatch.setitem(sys.modules, "installed_log", types.SimpleNamespace(TIMES=[]))
+    file, before = write("theirs/build.py", ASKS_FOR_DATASETS), ours_of_datasets()
+    net = load_foreign(f"{file}:make", "none", CLASSES)
+    for _ in range(2):
+        assert (net(images())["out"] == 7.0).all()
+    assert ours_of_datasets() == before
+    assert sys.modules["installed_log"].TIMES == [1]
+
+
+def test_what_we_import_only_after_them_is_ours(write, monkeypatch, tmp_path):
+    write("site/download.py", "WHO = 7.0")
+    monkeypatch.delitem(sys.modules, "download", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    sys.path.append(sys.path.pop(0))
+    file = write("theirs/build.py", NET + "import download\nassert download.WHO == 7.0\n")
+    load_foreign(f"{file}:Net", "none", CLASSES)
+    assert importlib.import_module("download").obtain
+    del sys.modules["download"]
+
+
 def test_folders_their_code_adds_to_the_search_path_count(write):
     write("lib/models/__init__.py", "from .parts import Net")
     write("lib/models/parts.py", NET)
@@ -148,8 +229,7 @@ def test_folders_their_code_adds_to_the_search_path_count(write):
 
 
 def test_a_file_that_asks_for_ours_by_its_folder_gets_them(write):
-    house = REPO_ROOT
-    text = f"import sys\nsys.path.insert(0, {house!r})\ndef make(num_classes):\n    import models\n"
+    text = f"import sys\nsys.path.insert(0, {REPO_ROOT!r})\ndef make(num_classes):\n    import models\n"
     file = write("build.py", text + "    return models.build_model('mobilenetv2', num_classes)\n")
     net = load_foreign(f"{file}:make", "none", 2)
     assert isinstance(net.net, models.MobileNetV2)
@@ -352,7 +432,7 @@ def test_every_kind_of_answer_becomes_logits_of_the_images_size(answer):
         (lambda logits: {"mask": logits}, "returns dict with 'mask', no logits"),
         (lambda logits: None, "returns NoneType, no logits"),
         (lambda logits: [], "returns list, no logits"),
-        (lambda logits: logits.view(7), "raises RuntimeError: .*at .*test_models_foreign.py"),
+        (lambda logits: logits.view(7), "raises RuntimeError: .*at .*test_foreign.py"),
     ],
 )
 def test_answers_that_are_no_logits_say_what_came(answer, message):

@@ -51,7 +51,7 @@ def close(actual, expected):
 
 
 def load(network, state):
-    """Strictly, but for the buffers that `models_keys` says a converted state does not have."""
+    """Strictly, but for the buffers that `key_styles` says a converted state does not have."""
     derived = {key for key in network.state_dict() if key.endswith(DERIVED)}
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert set(missing) == derived

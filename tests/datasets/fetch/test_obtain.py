@@ -29,8 +29,8 @@ from datasets.fetch.transfer import DIGESTS, check_url, fetch
 from datasets.fetch.unpack import MOST_FILES
 from datasets.streets.render import COUNTS, write_streets
 from tests.conftest import ROOT, run_script
+from tests.datasets.fetch.server import serve
 from tests.datasets.fetch.test_unpack import pack, tree
-from tests.download_server import serve
 
 SPLITS = ("train", "val", "test")
 
@@ -338,7 +338,7 @@ def test_the_current_folder_cannot_be_replaced(tmp_path, root, run, monkeypatch)
     archive = pack(tmp_path / "a", CAMVID.items(), "zip")
     root.mkdir()
     monkeypatch.chdir(root)
-    error_line(run("camvid", "--data-dir", ".", "--archive", archive), "the current folder's place")
+    error_line(run("camvid", "--data-dir", ".", "--archive", archive), "replace the current folder")
     assert os.listdir() == []
 
 

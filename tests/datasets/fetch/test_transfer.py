@@ -12,7 +12,7 @@ import pytest
 from cli import UserError
 from datasets.fetch import sources, transfer
 from datasets.fetch.transfer import PATIENCE, check_url, fetch, told_size
-from tests.download_server import a_date, serve
+from tests.datasets.fetch.server import a_date, serve
 
 CONTENT = bytes(i * i * 7 % 251 for i in range(300_000))
 OTHER = CONTENT[::-1]
@@ -401,9 +401,10 @@ def test_the_size_is_told_beforehand(server):
 
 
 def test_progress_is_told_in_megabytes_with_rate_and_time_left(server, target, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "MB", 1000)
+    for module in (sources, transfer):
+        monkeypatch.setattr(module, "MB", 1000)
     monkeypatch.setattr(
-        transfer.report.Progress,
+        transfer.cli.Progress,
         "update",
         lambda self, done: (setattr(self, "done", done), self._print(self.start + 1)),
     )

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from cli import UserError
-from datasets.streets import canvas as synthetic_canvas
 from datasets.streets import objects, render
-from datasets.streets.canvas import Canvas, Stream, View, scramble, shape_mask, smooth_noise
+from datasets.streets.canvas import Canvas, Stream, View, frame, scramble, shape_mask, smooth_noise
 from datasets.streets.objects import draw_thing
 from datasets.streets.render import LEAST_HAZARD, SPLITS, write_streets
 from datasets.streets.sprites import CAR_REAR, FURNITURE, HAZARDS, PEOPLE, POLES, SIGNS, TREES
@@ -209,7 +208,7 @@ def test_noise_is_linear_between_lattice_points():
 
 
 def test_shapes_against_floating_point_geometry():
-    place = synthetic_canvas.frame((10, 20, 90, 120))
+    place = frame((10, 20, 90, 120))
     x, y = ((np.arange(size) + 0.5) * 100 / size for size in (120, 90))
     x, y = x[None], y[:, None]
     cases = {
