@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from losses import dice, lovasz
-from tests.losses.test_pixel import VOID, example
+from tests.losses.examples import VOID, example
 
 
 def regions(logits, targets):
