@@ -5,9 +5,7 @@ each total is divided by comes from the targets alone. The division happens once
 batch and all processes together. So a batch of nothing but void is a zero, not a NaN, and splitting a batch does not
 change the loss.
 
-`TERMS` lists the terms of --loss; the losses themselves follow `Criterion`, and can be called alone. Logits are
-(N, C, H, W) of any float dtype, targets (N, H, W) uint8: below C the known classes, C what was pasted into the image
-(`anomaly/outliers.py`), everything else void. Each returns a total over its batch, scalar float32.
+Every term of --loss is one row of the table `TERMS`: a new one needs a function below and its row.
 """
 
 import json
@@ -22,107 +20,15 @@ from torch import nn
 import cli
 from cli import UserError
 
-VOID = 255  # as in `datasets/spec.py`
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The terms
-
-
-class Batch(NamedTuple):
-    """What a term is computed from: a batch, and what the network says of it.
-
-    outputs: the model's; noisy: its logits of the images with noise, None where no term asks for them; images:
-    (N, 3, H, W) float32 in [0, 1].
-    """
-
-    outputs: dict
-    noisy: torch.Tensor | None
-    images: torch.Tensor
-    targets: torch.Tensor
-    class_weights: torch.Tensor | None
-    label_smoothing: float
-
-    @property
-    def logits(self):
-        """The answer of the classifier."""
-        return self.outputs["out"]
-
-    @property
-    def open_logits(self):
-        """What anomalies are judged by: with a residual head the classifier itself learns no outlier."""
-        return self.outputs.get("open", self.logits)
-
-
-class Term(NamedTuple):
-    """A term of --loss.
-
-    weight: its default; parameter: its own number's (name, default, lowest, highest), or None; role: "teaches" the
-    classes, reads "pasted" pixels, or ""; divisor(targets, num_classes, class_weights): what the total is divided
-    by, scalar float32;
-    total(batch, *parameter): scalar float32; purpose: in words.
-    """
-
-    weight: float
-    parameter: tuple | None
-    role: str
-    divisor: Callable
-    total: Callable
-    purpose: str
-
-    def defaults(self):
-        """[weight, own parameter] as `parse_loss` gives them."""
-        return [self.weight, *([self.parameter[1]] if self.parameter else [])]
-
-
-# fmt: off
-TERMS = {
-    "ce": Term(1.0, None, "teaches", lambda *t: sum_of_weights(*t),
-        lambda b: cross_entropy(b.logits, b.targets, b.class_weights, b.label_smoothing),
-        "cross-entropy, the plain loss"),
-    "focal": Term(1.0, ("gamma", 2.0, 0, 10), "teaches", lambda *t: sum_of_weights(*t),
-        lambda b, gamma: focal(b.logits, b.targets, gamma, b.class_weights),
-        "cross-entropy that fades on pixels already right; gamma 0: plain"),
-    "ohem": Term(1.0, ("threshold", 0.7, 0, 1), "teaches", lambda t, c, _: labelled_images(t, c),
-        lambda b, threshold: ohem(b.logits, b.targets, threshold, b.class_weights),
-        "cross-entropy on hard pixels only: right class less probable than threshold"),
-    "dice": Term(1.0, None, "teaches", lambda t, c, _: labelled_images(t, c),
-        lambda b: dice(b.logits, b.targets),
-        "overlap of each class present, small ones as much as large ones"),
-    "lovasz": Term(1.0, None, "teaches", lambda t, c, _: labelled_images(t, c),
-        lambda b: lovasz(b.logits, b.targets),
-        "stands in for the IoU of each class present"),
-    "noisy": Term(0.1, ("sigma", 0.1, 0, 10), "teaches", lambda *t: sum_of_weights(*t),
-        lambda b, _: cross_entropy(b.noisy, b.targets, b.class_weights),
-        "cross-entropy on the image with noise of sigma, in normalised units"),
-    "consistency": Term(0.05, ("sigma", 0.1, 0, 10), "", lambda t, c, _: sum_of_weights(t, c),
-        lambda b, _: consistency(b.logits, b.noisy, b.targets),
-        "same answer with and without that noise (KL, mean over pixels)"),
-    "contrastive": Term(0.1, ("temperature", 0.1, 0.01, 10), "", lambda t, c, _: contrastive_anchors(t, c),
-        lambda b, temperature: contrastive(b.outputs["features"], b.targets, b.logits.shape[1], temperature),
-        "features of one class alike, of different classes apart"),
-    "spatial": Term(0.1, None, "", lambda t, c, _: spatial_places(t, c),
-        lambda b: spatial(b.logits, b.images, b.targets),
-        "edges of the prediction only where the image has edges"),
-    "outlier-energy": Term(0.05, ("level", 0.0, -100, 100), "pasted", lambda t, c, _: outlier_pixels(t, c),
-        lambda b, level: outlier_energy(b.open_logits, b.targets, level),
-        "log-sum-exp of the logits below level on pasted pixels (--outliers)"),
-    "known-energy": Term(0.01, ("level", 8.0, -100, 100), "", lambda t, c, _: sum_of_weights(t, c),
-        lambda b, level: known_energy(b.open_logits, b.targets, level),
-        "above level on known pixels"),
-    "outlier-entropy": Term(0.5, None, "pasted", lambda t, c, _: outlier_pixels(t, c),
-        lambda b: outlier_entropy(b.open_logits, b.targets),
-        "all classes equally likely on pasted pixels (--outliers)"),
-    "centre": Term(0.01, None, "", lambda t, c, _: sum_of_weights(t, c),
-        lambda b: centre_distance(b.logits, b.targets),
-        "small distance to the own class's centre (models with centres=fixed or learnt)"),
-}
-# fmt: on
-TEACHING = {name for name, term in TERMS.items() if term.role == "teaches"}  # without one the classifier learns nothing
-OUTLIER_TERMS = {name for name, term in TERMS.items() if term.role == "pasted"}
-ENERGY_TERMS = DEFAULT_OUTLIER_TERMS = ("outlier-energy", "known-energy")
-NOISE_TERMS = ("noisy", "consistency")  # they share one pass with noise
-
+VOID = 255
+SMALLEST_SHARE = 16  # ohem keeps at least 1 / SMALLEST_SHARE of an image's labelled pixels
+STRIDE = 4  # contrastive: pixels between the places that may become anchors
+ANCHORS_PER_CLASS, ANCHORS = 64, 2048  # contrastive: at most, in one batch
+EDGE_DECAY = 10.0  # spatial: a step of 0.1 in the image lets a prediction's edge through at exp(-1) of its price
+EDGE_THRESHOLD = 0.1  # properties: gradient magnitude, in grey levels from 0 to 1 a pixel
+RULES = ("inverse", "sqrt", "median", "effective")  # of class weights
+LARGEST_RATIO = 100  # of a class's weight, before scaling
+BETA, BLOCK = 0.9999, 32 * 32  # of effective numbers; pixels that count as one sample
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags
@@ -152,7 +58,7 @@ def _listing():
     lines = []
     for name, term in TERMS.items():
         limits = " ({0} {2:g} to {3:g})".format(*term.parameter) if term.parameter else ""
-        written = f"{name}={':'.join(f'{value:g}' for value in term.defaults())}"
+        written = f"{name}={':'.join(f'{value:g}' for value in term.defaults)}"
         lines.append(f"  {written:<23}{term.purpose}{limits}")
     return "\n".join(lines)
 
@@ -168,34 +74,49 @@ def parse_loss(text):
         raise UserError(f"no term in {text!r}", "--loss", f"known: {', '.join(TERMS)}")
     for name, values in written.items():
         _check_term(name, values)
-    if not TEACHING & written.keys():
-        cli.warn(f"no term of --loss {text} teaches the classes; {', '.join(sorted(TEACHING))} would")
-    terms = {name: [*values, *TERMS[name].defaults()[len(values) :]] for name, values in written.items()}
-    shared = terms.keys() & {*NOISE_TERMS}
+    if not any(TERMS[name].teaches for name in written):
+        teaching = ", ".join(sorted(name for name, term in TERMS.items() if term.teaches))
+        cli.warn(f"no term of --loss {text} teaches the classes; {teaching} would")
+    terms = {name: [*values, *TERMS[name].defaults[len(values) :]] for name, values in written.items()}
+    shared = [name for name in terms if TERMS[name].noise]
     sigmas = sorted({written[name][1] for name in shared if len(written[name]) > 1})
     if len(sigmas) > 1:
         what = f"sigma {sigmas[0]:g} and {sigmas[1]:g} of 'noisy' and 'consistency'"
         raise UserError(what, "--loss", "they share one noise: give it once")
-    for name in shared:
-        terms[name][1:] = sigmas or TERMS[name].defaults()[1:]
+    for name in shared if sigmas else ():
+        terms[name][1:] = sigmas
     return terms
+
+
+def _check_term(name, values):
+    """Raise UserError unless the numbers written for a term are as many as it takes and within their ranges."""
+    parameter, _, low, high = TERMS[name].parameter or (None, None, 0, 0)
+    known = f"{name}=weight"
+    if parameter:
+        known += f" or {name}=weight:{parameter}, {parameter} from {low:g} to {high:g}"
+    if len(values) > len(TERMS[name].defaults):
+        raise UserError(f"{len(values)} numbers for term {name!r}", "--loss", f"write {known}")
+    if not 0 < values[0] < math.inf:
+        raise UserError(f"weight {values[0]:g} of term {name!r}", "--loss", "give a weight above 0 or leave it out")
+    if len(values) > 1 and not low <= values[1] <= high:
+        raise UserError(f"{parameter} {values[1]:g} of term {name!r}", "--loss", f"write {known}")
 
 
 def choose_terms(text, outliers, distances=False):
     """The terms that --loss and --outliers describe together.
 
-    Those written, and where none of them reads pasted pixels though there are some, DEFAULT_OUTLIER_TERMS; with a
+    Those written, and where none of them reads pasted pixels though there are some, the two energy terms; with a
     distance head, whose logits are never above 0, outlier-entropy instead.
     Raises UserError as `parse_loss` does, and for a term about pasted pixels where nothing is pasted.
     """
     terms = parse_loss(text)
-    reading = OUTLIER_TERMS & terms.keys()
+    reading = [name for name in terms if TERMS[name].pasted]
     if outliers == "none" and reading:
         what = f"term {min(reading)!r} without pasted pixels"
         raise UserError(what, "--loss", "add --outliers DIR or --outliers noise-shapes")
     if outliers != "none" and not reading:
-        default = ("outlier-entropy",) if distances else DEFAULT_OUTLIER_TERMS
-        terms |= {name: TERMS[name].defaults() for name in default if name not in terms}
+        added = ["outlier-entropy"] if distances else [name for name, term in TERMS.items() if term.energy]
+        terms |= {name: TERMS[name].defaults for name in added if name not in terms}
     return terms
 
 
@@ -204,25 +125,136 @@ def check_heads(terms, options):
     distances = options["centres"] != "none"
     if "centre" in terms and not distances:
         raise UserError("term 'centre' of a model without centres", "--loss", "add centres=fixed to --model")
-    if distances and (energy := sorted(terms.keys() & {*ENERGY_TERMS})):
+    energy = sorted(name for name in terms if TERMS[name].energy)
+    if distances and energy:
         what = f"term {energy[0]!r} of a distance head, whose logits are never above 0"
         raise UserError(what, "--loss", "use outlier-entropy")
-    if options["residual"] and not terms.keys() & {*ENERGY_TERMS, *OUTLIER_TERMS}:
+    if options["residual"] and not energy and not any(TERMS[name].pasted for name in terms):
         what = "a residual head that no term of the loss teaches"
         raise UserError(what, "--model", "add --outliers DIR or --outliers noise-shapes, or leave residual=on out")
 
 
-def _check_term(name, values):
-    """Raise UserError unless the numbers written for a term are as many as it takes and within their ranges."""
-    parameter, _, low, high = TERMS[name].parameter or (None, None, 0, 0)
-    known = f"{name}=weight"
-    known += f" or {name}=weight:{parameter}, {parameter} from {low:g} to {high:g}" if parameter else ""
-    if len(values) > len(TERMS[name].defaults()):
-        raise UserError(f"{len(values)} numbers for term {name!r}", "--loss", f"write {known}")
-    if not 0 < values[0] < math.inf:
-        raise UserError(f"weight {values[0]:g} of term {name!r}", "--loss", "give a weight above 0 or leave it out")
-    if len(values) > 1 and not low <= values[1] <= high:
-        raise UserError(f"{parameter} {values[1]:g} of term {name!r}", "--loss", f"write {known}")
+# ---------------------------------------------------------------------------------------------------------------------
+# The terms
+
+
+class Batch(NamedTuple):
+    """A batch as a term sees it; for a divisor the model has not been called, and there are no images and answers.
+
+    targets: (N, H, W) uint8, void >= C; C itself is a pasted pixel. class_weights: (C,) float32 or None. images:
+    (N, 3, H, W) float32 in [0, 1]. outputs: the model's, "out" (N, C, H, W) among them. noisy_logits: (N, C, H, W) of
+    the images with noise, None where no term wants them. parameter: the term's own.
+    """
+
+    targets: torch.Tensor
+    num_classes: int
+    class_weights: torch.Tensor | None
+    label_smoothing: float
+    images: torch.Tensor | None = None
+    outputs: dict | None = None
+    noisy_logits: torch.Tensor | None = None
+    parameter: float | None = None
+
+    @property
+    def logits(self):
+        """The classifier's logits (N, C, H, W)."""
+        return self.outputs["out"]
+
+    @property
+    def open_logits(self):
+        """A residual head's logits, so that the classifier itself learns no outlier; without one the classifier's."""
+        return self.outputs.get("open", self.logits)
+
+
+class Term(NamedTuple):
+    """A row of the table: how a term is written in --loss, and how it is computed.
+
+    parameter: the number it takes beside its weight. total, divisor: of a `Batch`, scalar float32. teaches: without one
+    of these the classifier learns nothing. noise: it wants the logits of noisy images. pasted: it reads pasted pixels.
+    energy: it sets a level for log-sum-exp, which logits that are never above 0 cannot serve.
+    """
+
+    weight: float
+    purpose: str
+    parameter: tuple  # name, default, lowest, highest; or nothing
+    total: Callable
+    divisor: Callable
+    teaches: bool = False
+    noise: bool = False
+    pasted: bool = False
+    energy: bool = False
+
+    @property
+    def defaults(self):
+        """[weight, the own parameter if there is one], a new list."""
+        return [self.weight, *self.parameter[1:2]]
+
+
+# fmt: off
+TERMS = {
+    "ce": Term(
+        1.0, "cross-entropy, the plain loss", (),
+        lambda b: cross_entropy(b.logits, b.targets, b.class_weights, b.label_smoothing),
+        lambda b: sum_of_weights(b.targets, b.num_classes, b.class_weights), teaches=True),
+    "focal": Term(
+        1.0, "cross-entropy that fades on pixels already right; gamma 0: plain", ("gamma", 2.0, 0, 10),
+        lambda b: focal(b.logits, b.targets, b.parameter, b.class_weights),
+        lambda b: sum_of_weights(b.targets, b.num_classes, b.class_weights), teaches=True),
+    "ohem": Term(
+        1.0, "cross-entropy on hard pixels only: right class less probable than threshold", ("threshold", 0.7, 0, 1),
+        lambda b: ohem(b.logits, b.targets, b.parameter, b.class_weights),
+        lambda b: labelled_images(b.targets, b.num_classes), teaches=True),
+    "dice": Term(
+        1.0, "overlap of each class present, small ones as much as large ones", (),
+        lambda b: dice(b.logits, b.targets),
+        lambda b: labelled_images(b.targets, b.num_classes), teaches=True),
+    "lovasz": Term(
+        1.0, "stands in for the IoU of each class present", (),
+        lambda b: lovasz(b.logits, b.targets),
+        lambda b: labelled_images(b.targets, b.num_classes), teaches=True),
+    "noisy": Term(
+        0.1, "cross-entropy on the image with noise of sigma, in normalised units", ("sigma", 0.1, 0, 10),
+        lambda b: cross_entropy(b.noisy_logits, b.targets, b.class_weights),
+        lambda b: sum_of_weights(b.targets, b.num_classes, b.class_weights), teaches=True, noise=True),
+    "consistency": Term(
+        0.05, "same answer with and without that noise (KL, mean over pixels)", ("sigma", 0.1, 0, 10),
+        lambda b: consistency(b.logits, b.noisy_logits, b.targets),
+        lambda b: sum_of_weights(b.targets, b.num_classes), noise=True),
+    "contrastive": Term(
+        0.1, "features of one class alike, of different classes apart", ("temperature", 0.1, 0.01, 10),
+        lambda b: contrastive(b.outputs["features"], b.targets, b.num_classes, b.parameter),
+        lambda b: contrastive_anchors(b.targets, b.num_classes)),
+    "spatial": Term(
+        0.1, "edges of the prediction only where the image has edges", (),
+        lambda b: spatial(b.logits, b.images, b.targets),
+        lambda b: spatial_places(b.targets, b.num_classes)),
+    "outlier-energy": Term(
+        0.05, "log-sum-exp of the logits below level on pasted pixels (--outliers)", ("level", 0.0, -100, 100),
+        lambda b: outlier_energy(b.open_logits, b.targets, b.parameter),
+        lambda b: outlier_pixels(b.targets, b.num_classes), pasted=True, energy=True),
+    "known-energy": Term(
+        0.01, "above level on known pixels", ("level", 8.0, -100, 100),
+        lambda b: known_energy(b.open_logits, b.targets, b.parameter),
+        lambda b: sum_of_weights(b.targets, b.num_classes), energy=True),
+    "outlier-entropy": Term(
+        0.5, "all classes equally likely on pasted pixels (--outliers)", (),
+        lambda b: outlier_entropy(b.open_logits, b.targets),
+        lambda b: outlier_pixels(b.targets, b.num_classes), pasted=True),
+    "centre": Term(
+        0.01, "small distance to the own class's centre (models with centres=fixed or learnt)", (),
+        lambda b: centre_distance(b.logits, b.targets),
+        lambda b: sum_of_weights(b.targets, b.num_classes)),
+}
+PROPERTIES = Term(  # not of --loss: what the model's auxiliary output of this name is taught
+    1.0, "what the image looks like as a whole", (),
+    lambda b: property_regression(b.outputs["properties"], b.images),
+    lambda b: torch.full((), float(len(b.targets)), device=b.targets.device),
+)
+# fmt: on
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The criterion
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,7 +270,7 @@ class Criterion(nn.Module):
     terms: {name: [weight, own parameter]}, as `parse_loss` reads them. normalise: images in [0, 1] -> the network's
     input. class_weights: (C,) float32 or None. aux_weights: the model's own {output: weight}; "properties" is regressed
     on the image's properties, every other such output gets the cross-entropy, as a term of its name.
-    Raises UserError for a label smoothing that leaves nothing of the target.
+    Raises UserError for a label smoothing that leaves nothing of the target, ValueError for an unknown term.
     """
 
     def __init__(self, terms, num_classes, normalise, class_weights=None, label_smoothing=0.0, aux_weights=None):
@@ -259,14 +291,10 @@ class Criterion(nn.Module):
 
         An auxiliary output has its entry also in evaluation mode, when its head rests.
         """
-        targets = self._without_dropped(targets)
-        return {name: self._weight(name, targets) for name in (*self.terms, *self.aux_weights)}
-
-    def _weight(self, name, targets):
-        if name == "properties":
-            return torch.full((), float(len(targets)), device=targets.device)
-        term = TERMS.get(name, TERMS["ce"])  # an auxiliary classifier gets the cross-entropy
-        return term.divisor(targets, self.num_classes, self.class_weights)
+        batch = self._batch(targets)
+        terms = {name: TERMS[name] for name in self.terms}
+        terms |= {name: PROPERTIES if name == "properties" else TERMS["ce"] for name in self.aux_weights}
+        return {name: term.divisor(batch) for name, term in terms.items()}
 
     def forward(self, model, images, targets):
         """images (N, 3, H, W) float32 in [0, 1], targets (N, H, W) uint8 -> {term: scalar float32}, scaled totals.
@@ -274,40 +302,39 @@ class Criterion(nn.Module):
         noisy and consistency share a second pass over the images with noise from torch's global generator; batch norm
         in training mode counts that pass in its statistics too.
         """
-        targets = self._without_dropped(targets)
         inputs = self.normalise(images)
         outputs = model(inputs)
-        noisy = None
-        sigma = next((self.terms[name][1] for name in NOISE_TERMS if name in self.terms), None)  # normalised units
-        if sigma is not None:
-            noisy = model(inputs + sigma * torch.randn_like(inputs))["out"]
-        batch = Batch(outputs, noisy, images, targets, self.class_weights, self.label_smoothing)
-        totals = {name: scale * TERMS[name].total(batch, *own) for name, (scale, *own) in self.terms.items()}
+        batch = self._batch(targets, images, outputs, self._noisy_logits(model, inputs))
+        totals = {}
+        for name, (scale, *own) in self.terms.items():
+            totals[name] = scale * TERMS[name].total(batch._replace(parameter=own[0] if own else None))
         for name, scale in self.aux_weights.items():
             if name in outputs:  # an auxiliary head rests in evaluation mode
-                totals[name] = scale * self._auxiliary(name, outputs[name], images, targets)
+                totals[name] = scale * self._auxiliary(name, batch)
         return totals
 
-    def _auxiliary(self, name, output, images, targets):
+    def _batch(self, targets, *passes):
+        """The batch for the terms, with every pixel void whose class has weight 0."""
+        if self.class_weights is not None:
+            dropped = (self.class_weights == 0)[targets.long().clamp(max=self.num_classes - 1)]
+            targets = targets.masked_fill(dropped & (targets < self.num_classes), VOID)  # pasted pixels stay
+        return Batch(targets, self.num_classes, self.class_weights, self.label_smoothing, *passes)
+
+    def _noisy_logits(self, model, inputs):
+        """The logits of the images with noise, its sigma in normalised units; None where no term wants any."""
+        sigmas = [self.terms[name][1] for name, term in TERMS.items() if term.noise and name in self.terms]
+        return model(inputs + sigmas[0] * torch.randn_like(inputs))["out"] if sigmas else None
+
+    def _auxiliary(self, name, batch):
         """An auxiliary output's total; a second classifier's is scaled as the main one's cross-entropy is."""
         if name == "properties":
-            return property_regression(output, images)
-        scale = self.terms["ce"][0] if "ce" in self.terms else 1.0
-        return scale * cross_entropy(output, targets, self.class_weights, self.label_smoothing)
-
-    def _without_dropped(self, targets):
-        """The targets with every pixel void whose class has weight 0."""
-        if self.class_weights is None:
-            return targets
-        dropped = (self.class_weights == 0)[targets.long().clamp(max=self.num_classes - 1)]
-        return targets.masked_fill(dropped & (targets < self.num_classes), VOID)  # pasted pixels stay
+            return PROPERTIES.total(batch)
+        second = batch._replace(outputs={"out": batch.outputs[name]})
+        return self.terms.get("ce", [1.0])[0] * TERMS["ce"].total(second)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pixels
-
-
-SMALLEST_SHARE = 16  # ohem keeps at least 1 / SMALLEST_SHARE of an image's labelled pixels
+# Losses per pixel
 
 
 def pixel_weights(targets, num_classes, class_weights=None):
@@ -318,7 +345,7 @@ def pixel_weights(targets, num_classes, class_weights=None):
 
 
 def sum_of_weights(targets, num_classes, class_weights=None):
-    """What cross-entropy and focal totals are divided by: Σ w_t over labelled pixels, scalar float32."""
+    """What totals of losses per pixel are divided by: Σ w_t over labelled pixels, scalar float32."""
     return pixel_weights(targets, num_classes, class_weights)[1].sum()
 
 
@@ -394,7 +421,7 @@ def _at(values, index):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Regions
+# Losses per region
 
 
 def dice(logits, targets):
@@ -403,14 +430,11 @@ def dice(logits, targets):
     D_c = 2 Σ p_c g_c / (Σ p_c² + Σ g_c²) over the labelled pixels, g_c being 1 where the target is c.
     Source: Milletari et al., V-Net, 3DV 2016, section 3. Deviation: several classes, absent ones left out.
     """
-    images, classes = logits.shape[:2]
-    valid = targets < classes
-    index = torch.where(valid, targets, 0).long().flatten(1)  # (N, HW)
-    probabilities = F.softmax(logits.float(), dim=1).flatten(2) * valid.flatten(1).unsqueeze(1)  # (N, C, HW), void 0
-    hit = probabilities.gather(1, index.unsqueeze(1)).squeeze(1)  # (N, HW)
-    zeros = hit.new_zeros(images, classes)
-    overlap = zeros.scatter_add(1, index, hit)  # (N, C)
-    sizes = zeros.scatter_add(1, index, valid.flatten(1).float())
+    index, valid = (values.flatten(1) for values in pixel_weights(targets, logits.shape[1]))  # (N, HW)
+    probabilities = F.softmax(logits.float(), dim=1).flatten(2) * valid.unsqueeze(1)  # (N, C, HW), void 0
+    zeros = probabilities.new_zeros(logits.shape[:2])
+    overlap = zeros.scatter_add(1, index, _at(probabilities, index))  # (N, C)
+    sizes = zeros.scatter_add(1, index, valid)
     scores = 2 * overlap / (probabilities.square().sum(2) + sizes).clamp(min=1)  # at least 1 where the class is present
     present = sizes > 0
     return ((1 - scores) * present).sum(1).div(present.sum(1).clamp(min=1)).sum()
@@ -452,13 +476,7 @@ def _jaccard_slope(errors, truth):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# More than the right class at each pixel
-
-
-STRIDE = 4  # pixels between the places that may become anchors
-ANCHORS_PER_CLASS, ANCHORS = 64, 2048  # at most, in one batch
-EDGE_DECAY = 10.0  # a step of 0.1 in the image lets a prediction's edge through at exp(-1) of its price
-EDGE_THRESHOLD = 0.1  # gradient magnitude, in grey levels from 0 to 1 a pixel
+# Losses against shortcuts: noise, contrast, edges, image properties
 
 
 def consistency(clean, noisy, targets):
@@ -475,12 +493,12 @@ def consistency(clean, noisy, targets):
     return (divergence * (targets < clean.shape[1])).sum()
 
 
-def _places(targets, num_classes):
+def _classes_at_places(targets, num_classes):
     """The classes at the places that may become anchors: (N, h, w) int64 at stride 4, void as num_classes."""
     return targets[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].long().clamp(max=num_classes)
 
 
-def _drawn(classes, num_classes):
+def _anchors_per_class(classes, num_classes):
     """How many anchors each class gets: (C,) int64, at most 64 and, all classes together, at most 2048."""
     counts = torch.bincount(classes.flatten(), minlength=num_classes + 1)[:num_classes]
     limit = (ANCHORS // (counts > 0).sum().clamp(min=1)).clamp(max=ANCHORS_PER_CLASS)
@@ -489,7 +507,7 @@ def _drawn(classes, num_classes):
 
 def contrastive_anchors(targets, num_classes):
     """What the contrastive total is divided by: the number of drawn anchors that have a partner of their class."""
-    drawn = _drawn(_places(targets, num_classes), num_classes)
+    drawn = _anchors_per_class(_classes_at_places(targets, num_classes), num_classes)
     return (drawn * (drawn > 1)).sum().float()
 
 
@@ -505,8 +523,8 @@ def contrastive(features, targets, num_classes, temperature):
     Source: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, equation 2 (L_out). Deviation: pixels of
     labelled images in place of augmented views, and no projection head.
     """
-    classes = _places(targets, num_classes)
-    order = _draw(classes.flatten(), _drawn(classes, num_classes))
+    classes = _classes_at_places(targets, num_classes)
+    order = _draw_anchors(classes.flatten(), _anchors_per_class(classes, num_classes))
     labels = classes.flatten()[order]  # (A,)
     vectors = _vectors(features, targets.shape, classes.shape, order)  # (A, D)
     with torch.autocast(features.device.type, enabled=False):
@@ -520,7 +538,7 @@ def contrastive(features, targets, num_classes, temperature):
     return (others - (similar * partners).sum(1) / number).sum()
 
 
-def _draw(classes, drawn):
+def _draw_anchors(classes, drawn):
     """Choose `drawn` places of each class at random: their positions in classes (M,), grouped by class, (A,) int64."""
     shuffled = torch.randperm(len(classes), device=classes.device)
     order = shuffled[classes[shuffled].argsort(stable=True)]
@@ -603,7 +621,7 @@ def property_regression(predicted, images):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The unknown, and distances
+# Losses for the unknown: pasted and known pixels, distance to the centre
 
 
 def outlier_pixels(targets, num_classes):
@@ -648,17 +666,12 @@ def centre_distance(logits, targets):
 
     Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation, ICCV 2021, the variance loss.
     """
-    known = targets < logits.shape[1]
-    own = logits.float().gather(1, targets.long().where(known, 0)[:, None])[:, 0]
-    return -torch.where(known, own, 0.0).sum()
+    index, known = pixel_weights(targets, logits.shape[1])
+    return -torch.where(known > 0, _at(logits.float(), index), 0.0).sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Class weights
-
-
-LARGEST_RATIO = 100  # of a class's weight, before scaling
-BETA, BLOCK = 0.9999, 32 * 32  # of effective numbers; pixels that count as one sample
 
 
 def class_weights(kind, counts, names):
@@ -681,7 +694,7 @@ def class_weights(kind, counts, names):
     """
     if kind == "none":
         return None
-    if kind not in ("inverse", "sqrt", "median", "effective"):
+    if kind not in RULES:
         return _read_class_weights(kind, names)
     images = torch.atleast_2d(counts.double())  # (N, C)
     counts = images.sum(0)
@@ -691,20 +704,18 @@ def class_weights(kind, counts, names):
     if absent.any():
         missing = ", ".join(name for name, gone in zip(names, absent.tolist(), strict=True) if gone)
         cli.warn(f"no training pixel of {missing}; the weight of such a class is 0")
-    ratios = _median_ratios(images) if kind == "median" else _ratios(kind, counts.clamp(min=1), counts.mean())
-    ratios = ratios.clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
+    ratios = _ratios(kind, images).clamp(max=LARGEST_RATIO).masked_fill(absent, 0)
     return (ratios * len(counts) / ratios.sum()).float()
 
 
-def _median_ratios(images):
-    """Median-frequency balancing from pixels by image and class (N, C)."""
-    counts, homes = images.sum(0), ((images > 0) * images.sum(1, keepdim=True)).sum(0)
-    frequencies = counts / homes.clamp(min=1)
-    return frequencies[counts > 0].quantile(0.5) / frequencies.clamp(min=1e-12)
-
-
-def _ratios(kind, counts, mean):
-    """Each class's weight before cap and scaling; a class of `mean` pixels gets 1."""
+def _ratios(kind, images):
+    """Each class's weight before cap and scaling, from pixels by image and class (N, C) float64."""
+    counts = images.sum(0)
+    if kind == "median":
+        homes = ((images > 0) * images.sum(1, keepdim=True)).sum(0)  # all pixels of the images that hold the class
+        frequencies = counts / homes.clamp(min=1)
+        return frequencies[counts > 0].quantile(0.5) / frequencies.clamp(min=1e-12)
+    mean, counts = counts.mean(), counts.clamp(min=1)
     if kind == "effective":
         return _effective(mean) / _effective(counts)
     return (mean / counts).sqrt() if kind == "sqrt" else mean / counts
@@ -721,7 +732,7 @@ def _read_class_weights(path, names):
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
-        remedy = "give none, inverse, sqrt, median, effective, or a JSON file {class name: weight}"
+        remedy = f"give none, {', '.join(RULES)}, or a JSON file {{class name: weight}}"
         raise UserError(f"cannot read class weights ({error})", f"--class-weights {path}", remedy) from None
     if not isinstance(content, dict):
         raise UserError(f"a {type(content).__name__} instead of class weights", path, 'write {"class name": weight}')

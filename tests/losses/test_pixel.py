@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-import losses
 from losses import cross_entropy, focal, labelled_images, ohem, sum_of_weights
 from tests.losses.examples import VOID, example, torch_cross_entropy
 
@@ -34,14 +33,6 @@ def test_a_class_of_weight_zero_is_void(smoothing):
     dropped = torch.where((targets == 1) | (targets == 4), VOID, targets)
     torch.testing.assert_close(loss, torch_cross_entropy(logits, dropped, weights, smoothing))
     assert ohem(logits, targets, 0.7, weights) == ohem(logits, dropped, 0.7, weights)
-
-
-def test_extreme_logits_stay_finite():
-    logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
-    total = cross_entropy(logits, torch.ones(1, 1, 1, dtype=torch.uint8), smoothing=0.1)
-    total.backward()
-    assert math.isfinite(total.item())
-    assert logits.grad.isfinite().all()
 
 
 # --- focal
@@ -149,7 +140,3 @@ def test_divisors_are_hand_counted():
     for divisor in (sum_of_weights(targets, 3), labelled_images(targets, 3)):
         assert divisor.dtype == torch.float32
         assert divisor.shape == ()
-
-
-def test_the_front_shows_its_parts():
-    assert losses.cross_entropy is losses.cross_entropy

@@ -128,7 +128,7 @@ def test_contrast_falls_when_classes_part_and_bears_features_of_zero():
 
 
 def test_contrast_in_bfloat16_autocast_is_that_of_float32():
-    targets = example()[1].repeat_interleave(3, 1).repeat_interleave(3, 2)
+    _, targets = example(scale=3)
     features = torch.randn(2, 16, 9, 11)
     with torch.autocast("cpu", torch.bfloat16):
         inside = contrastive(features, targets, 7, 0.1)
