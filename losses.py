@@ -257,10 +257,6 @@ PROPERTIES = Term(  # not of --loss: what the model's auxiliary output of this n
 # The criterion
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The criterion
-
-
 class Criterion(nn.Module):
     """What is minimised: calls the model on normalised images and returns the named terms of the loss.
 
