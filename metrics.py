@@ -1,10 +1,10 @@
-"""Closed-set segmentation metrics, and what a predictor gets that never opens an image.
+"""Segmentation metrics, and what a predictor gets that never opens an image.
 
 Everything is counted in integers, image by image or batch by batch, and divided once at the end, so that any order,
 batching or sharding gives the same figures. A figure that is not defined is None, never NaN and never 0.
 Targets hold train ids 0..num_classes-1; every other value (255 void, anomalies) is dropped.
-Scores of anomalies are in metrics_scores.py and metrics_bootstrap.py, whole objects in metrics_components.py,
-boundaries in metrics_boundary.py; all are reached from here.
+Of anomaly scores the exact figures of pixels that can be sorted are here; those of a whole set, streamed, are in
+anomaly/histogram.py.
 """
 
 from typing import NamedTuple
@@ -169,28 +169,25 @@ class Layout(NamedTuple):
     exponent: float
 
 
-def shrink_nearest(target, size=GRID):
+def resize_nearest(labels, size=GRID):
     """Sample a (H, W) array at the pixel centres of `size` (rows, columns); same dtype.
 
-    Row i of the result is row floor((i + 0.5) * H / rows) of the target: torch's "nearest-exact", in exact integers.
+    For a target on the layout grid, and for a layout map at a target's size.
+
+    Row i of the result is row floor((i + 0.5) * H / rows) of the array: torch's "nearest-exact", in exact integers.
     """
-    (height, width), (rows, columns) = target.shape, size
-    return target[_centres(height, rows)[:, None], _centres(width, columns)]
+    (height, width), (rows, columns) = labels.shape, size
+    return labels[_centres(height, rows)[:, None], _centres(width, columns)]
 
 
 def _centres(length, places):
     return (2 * np.arange(places) + 1) * length // (2 * places)
 
 
-def resize_map(layout_map, size):
-    """A layout map at a target's size (H, W), nearest neighbour, by the rule of shrink_nearest."""
-    return shrink_nearest(layout_map, size)
-
-
 def fit_layout(grids, num_classes):
     """The layout map that scores best on the training targets, and its exponent.
 
-    grids: (N, rows, columns) uint8, each training target through shrink_nearest. The map predicts
+    grids: (N, rows, columns) uint8, each training target through resize_nearest. The map predicts
     argmax_c n_c(y, x) / f_c^a, with n_c how often class c stands at the cell and f_c its frequency; a is the one of
     0, 1/4, 1/2, 3/4, 1 with the highest mIoU on `grids` themselves, the smaller one if two are equal.
     Raises: ValueError if no cell of any grid holds a class.
@@ -288,7 +285,7 @@ def _gaussian_matrix(length, sigma):
 def pixel_nll(probabilities, target):
     """Negative log-likelihood of a target: (sum in nats, valid pixels).
 
-    probabilities: (C,) the same everywhere, or (C, rows, columns) resized to the target by shrink_nearest's rule;
+    probabilities: (C,) the same everywhere, or (C, rows, columns) resized to the target by resize_nearest's rule;
     target: (H, W) integers, values outside 0..C-1 dropped. A probability of 0 counts as 1e-12, so the sum is finite.
     """
     target = np.asarray(target)
@@ -469,3 +466,88 @@ def _matched(maps, edges, own, other, reach, num_classes):
         near = _slide(np.where(edges[other], bit[maps[other]], dtype(0)), reach, np.bitwise_or, 0)
         matched |= (near[edges[own]] & bit[labels]) != 0
     return matched
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Anomaly scores that can be sorted: exact figures
+
+
+def check_scores(scores, positives):
+    """Scores and positives, each flattened.
+
+    scores: float32, any shape, finite, larger = more anomalous; positives: bool, same shape, True at an anomaly.
+    Raises: ValueError for scores that are not float32 or not finite, or shapes that differ.
+    """
+    if scores.dtype != torch.float32:
+        raise ValueError(f"scores must be float32, got {scores.dtype}: other types round or hide ties")
+    if scores.shape != positives.shape or positives.dtype != torch.bool:
+        found = f"{tuple(positives.shape)} {positives.dtype} for scores {tuple(scores.shape)}"
+        raise ValueError(f"positives must be bool and of the scores' shape, got {found}")
+    if scores.numel() and not all(bool(torch.isfinite(end)) for end in scores.aminmax()):  # aminmax passes NaN on
+        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} scores are not finite")
+    return scores.detach().reshape(-1), positives.reshape(-1)
+
+
+def order_keys(scores):
+    """int32 in the order of the float32 scores: their bits, those of negative ones turned round; -0.0 equals 0.0."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def sort_integers(values):
+    """(N,) integers, ascending. On the CPU by numpy, whose vectorised sort takes a tenth of the time of torch's."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
+
+
+def ranking_counts(scores, positives):
+    """True and false positives at each distinct score as threshold, from the highest down: two (K,) int64.
+
+    scores, positives: as `check_scores`, which raises.
+    """
+    scores, positives = check_scores(scores, positives)
+    ranked = sort_integers(order_keys(scores).long() * 2 + positives).flip(0)
+    last = torch.ones_like(ranked, dtype=torch.bool)  # the last pixel of each distinct score
+    last[:-1] = (ranked[1:] >> 1) != (ranked[:-1] >> 1)
+    ends = last.nonzero().view(-1)
+    tp = (ranked & 1).cumsum(0)[ends]
+    return tp, ends + 1 - tp
+
+
+def average_precision(tp, fp):
+    """AUPR of `ranking_counts`, anomaly positive: Σ (R_k - R_{k-1}) P_k over distinct scores."""
+    step_tp = tp.diff(prepend=tp.new_zeros(1)).double()
+    return float((step_tp * (tp / (tp + fp).double())).sum() / tp[-1])
+
+
+def roc_area(tp, fp):
+    """AUROC of `ranking_counts`: the share of pairs whose positive scores higher, ties counting half."""
+    step_tp, step_fp = (counts.diff(prepend=counts.new_zeros(1)).double() for counts in (tp, fp))
+    wrong = float((step_tp * (fp - step_fp / 2)).sum())  # pairs with the negative above
+    return 1 - wrong / (int(tp[-1]) * int(fp[-1]))
+
+
+def fpr95(tp, fp, nearest=False):
+    """False-positive rate of `ranking_counts` at the first threshold with a recall of at least 0.95.
+
+    nearest: at the recall nearest to 0.95 instead; of equally near ones at the higher recall, and where several
+    thresholds share that recall at the lowest of them (at the highest if the recall is 1).
+    Source of `nearest`: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, the
+    StreetHazards evaluation code (`anom_utils.py`).
+    """
+    if not nearest:
+        return int(fp[(100 * tp >= 95 * tp[-1]).nonzero()[0]]) / int(fp[-1])
+    recall = tp.double() / tp[-1]
+    complete = int((recall < 1).sum())  # where the recall first is 1
+    place = complete - int((recall[: complete + 1] - 0.95).abs().flip(0).argmin())
+    return int(fp[place]) / int(fp[-1])
+
+
+def image_anomaly_scores(scores, positives):
+    """Exact {"aupr", "auroc", "fpr95" (at the nearest recall)} of one image, or None where it lacks one kind of pixel.
+
+    scores, positives: as `check_scores`, which raises.
+    """
+    tp, fp = ranking_counts(scores, positives)
+    if not tp.numel() or tp[-1] == 0 or fp[-1] == 0:
+        return None
+    return {"aupr": average_precision(tp, fp), "auroc": roc_area(tp, fp), "fpr95": fpr95(tp, fp, nearest=True)}

@@ -8,7 +8,8 @@ counts in bins instead, as fine as a fixed budget of memory allows.
 import numpy as np
 import torch
 
-from anomaly.histogram import MANTISSA_BITS, _check, _order_keys
+import metrics
+from anomaly.histogram import MANTISSA_BITS
 
 FIRST_DROP = 23 - MANTISSA_BITS  # low bits of a key that are dropped from the start: bins of 2**-11 of the score
 LAST_DROP = 31  # only the sign is left
@@ -43,10 +44,10 @@ class ImageHistograms:
         left out of the set: there is nothing to draw in it.
         Raises: ValueError as ScoreHistogram.update; nothing is counted then.
         """
-        scores, positives = _check(scores, positives)
+        scores, positives = metrics.check_scores(scores, positives)
         if not scores.numel():
             return
-        keys = _order_keys(scores.cpu()).numpy() >> self.drop
+        keys = metrics.order_keys(scores.cpu()).numpy() >> self.drop
         bins, counts = np.unique(keys, return_counts=True)
         abnormal, found = np.unique(keys[positives.cpu().numpy()], return_counts=True)
         counts = np.stack([counts, np.zeros_like(counts)]).astype(np.int32)  # (2, K)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from anomaly import histogram as metrics_scores
+import metrics
+from anomaly import histogram as histogram_module
 from anomaly.histogram import (
     EXACT,
     MANTISSA_BITS,
@@ -19,9 +20,8 @@ from anomaly.histogram import (
     PAGE_BITS,
     ScoreHistogram,
     _as_scores,
-    _order_keys,
-    image_anomaly_scores,
 )
+from tests.metrics.examples import KINDS, draw
 
 ROUNDING = 1e-12  # of float64 sums, ours and scikit-learn's
 
@@ -31,46 +31,6 @@ def histogram_of(scores, positives, resolution=EXACT):
     histogram.resolution = resolution
     histogram.update(scores, positives)
     return histogram
-
-
-def draw(kind, size, generator):
-    """Scores of a kind, float32, and positives that score somewhat higher."""
-    positives = torch.rand(size, generator=generator) < 0.2
-    normal = torch.randn(size, generator=generator) + positives
-    scores = {
-        "logits": -8 + 3 * normal,
-        "mixed signs": normal,
-        "offset": 1000 + 3 * normal,
-        "narrow": 1 + torch.rand(size, generator=generator) * 2.0**-8,
-        "narrow negative": -1 - torch.rand(size, generator=generator) * 2.0**-8,
-        "heavy ties": (2 * normal).round() / 2,
-        "bfloat16": normal.bfloat16().float(),
-        "probabilities": torch.sigmoid(2 * normal - 3),
-        "saturated": torch.sigmoid(20 * normal),
-        "huge": normal * 1e37,
-        "tiny": normal * 1e-42,
-        "lognormal": torch.exp(5 * normal),
-        "all equal": torch.full((size,), -3.7),
-    }[kind]
-    positives[0], positives[1] = True, False
-    return scores, positives
-
-
-KINDS = [
-    "logits",
-    "mixed signs",
-    "offset",
-    "narrow",
-    "narrow negative",
-    "heavy ties",
-    "bfloat16",
-    "probabilities",
-    "saturated",
-    "huge",
-    "tiny",
-    "lognormal",
-    "all equal",
-]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,6 +49,21 @@ def test_the_bounds_hold_against_scikit_learn(kind, resolution):
                 assert abs(value - reference) <= error + ROUNDING
                 if resolution == EXACT:  # so few scores need no bins wider than a float
                     assert error == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("resolution", [EXACT, 12, 0])
+def test_the_bounds_hold_against_the_exact_sorted_figures(kind, resolution):
+    scores, positives = draw(kind, 20_000, torch.Generator().manual_seed(7))
+    histogram = histogram_of(scores, positives, resolution)
+    tp, fp = metrics.ranking_counts(scores, positives)
+    for (value, error), exact in (
+        (histogram.aupr(), metrics.average_precision(tp, fp)),
+        (histogram.auroc(), metrics.roc_area(tp, fp)),
+    ):
+        assert abs(value - exact) <= error + ROUNDING
+    if resolution == EXACT and histogram.resolution == EXACT:
+        assert histogram.fpr95() == metrics.fpr95(tp, fp)
 
 
 @pytest.mark.parametrize("kind", ["logits", "narrow", "probabilities", "offset"])
@@ -185,7 +160,7 @@ def test_two_threads_count_the_same_as_one(kind, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     whole = histogram_of(scores, positives)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(metrics_scores, "CPU_CHUNK", 20_000)  # many turns, and drops of the resolution
+    monkeypatch.setattr(histogram_module, "CPU_CHUNK", 20_000)  # many turns, and drops of the resolution
     for _ in range(3):
         assert_same(histogram_of(scores, positives), whole)
 
@@ -193,7 +168,7 @@ def test_two_threads_count_the_same_as_one(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_counting_without_sorting_as_on_other_devices_gives_the_same(kind):
     scores, positives = draw(kind, 60_000, torch.Generator().manual_seed(12))
-    histogram, keys = ScoreHistogram(), _order_keys(scores)
+    histogram, keys = ScoreHistogram(), metrics.order_keys(scores)
     histogram._insert(keys, keys, torch.ones_like(keys), positives)
     assert_same(histogram, histogram_of(scores, positives))
 
@@ -204,7 +179,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
             raise MemoryError
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(metrics_scores, "CPU_CHUNK", 10)
+    monkeypatch.setattr(histogram_module, "CPU_CHUNK", 10)
     monkeypatch.setattr(ScoreHistogram, "_insert", fail)
     with pytest.raises(MemoryError):
         ScoreHistogram().update(torch.zeros(100), torch.zeros(100, dtype=torch.bool))
@@ -467,9 +442,6 @@ def test_without_both_kinds_there_is_no_figure():
         assert histogram.curves() is None
     assert (histogram.negatives, histogram.positives) == (0, 2)
     assert histogram.threshold_at(0.01) is None
-    for kind in (False, True):
-        assert image_anomaly_scores(scores, torch.full((2,), kind)) is None
-    assert image_anomaly_scores(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
@@ -477,7 +449,7 @@ def test_scores_that_are_not_finite_are_refused_whole(bad):
     scores, positives = torch.zeros(100_000), torch.zeros(100_000, dtype=torch.bool)
     scores[-1] = bad
     histogram = ScoreHistogram()
-    for function in (histogram.update, image_anomaly_scores):
+    for function in (histogram.update, metrics.ranking_counts):
         with pytest.raises(ValueError, match="1 of 100000 scores are not finite"):
             function(scores, positives)
     assert histogram.negatives == 0
@@ -485,7 +457,7 @@ def test_scores_that_are_not_finite_are_refused_whole(bad):
 
 def test_wrong_types_and_shapes_are_refused():
     positives = torch.zeros(4, dtype=torch.bool)
-    for function in (ScoreHistogram().update, image_anomaly_scores):
+    for function in (ScoreHistogram().update, metrics.ranking_counts):
         for dtype in (torch.float64, torch.bfloat16, torch.int32):
             with pytest.raises(ValueError, match="float32"):
                 function(torch.zeros(4, dtype=dtype), positives)
@@ -493,37 +465,3 @@ def test_wrong_types_and_shapes_are_refused():
             function(torch.zeros(2, 2), positives)
         with pytest.raises(ValueError, match="positives must be bool"):
             function(torch.zeros(4), positives.int())
-
-
-def nearest_recall_fpr(scores, positives):
-    """FPR where the recall is nearest to 0.95, walking from the first complete recall towards higher thresholds."""
-    fpr, tpr, _ = roc_curve(positives, scores, drop_intermediate=False)
-    fpr, tpr = fpr[1:], tpr[1:]  # scikit-learn adds a threshold above all scores
-    complete = int(np.argmax(tpr == 1))
-    walk = range(complete, -1, -1)
-    return min(walk, key=lambda i: (abs(tpr[i] - 0.95), -i)), fpr, tpr
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_per_image_figures_are_exact(kind):
-    generator = torch.Generator().manual_seed(KINDS.index(kind) + 100)
-    for size in (2, 3, 12, 100, 2000):
-        scores, positives = draw(kind, size, generator)
-        for truth in (positives, torch.arange(size) == 0):
-            figures = image_anomaly_scores(scores.view(1, -1), truth.view(1, -1))
-            assert figures["aupr"] == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
-            assert figures["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
-            nearest, fpr, _ = nearest_recall_fpr(scores, truth)
-            assert figures["fpr95"] == pytest.approx(fpr[nearest], abs=1e-9)
-
-
-def test_per_image_fpr95_takes_the_nearest_recall_not_the_first_beyond():
-    scores = torch.arange(13.0).flip(0)  # 10 positives, a negative, a positive, a negative
-    positives = torch.tensor([True] * 10 + [False, True, False])
-    # recalls 10/11 = 0.909 and 1: 10/11 is nearer to 0.95 (0.041 against 0.05); both thresholds there, the lower counts
-    assert image_anomaly_scores(scores, positives)["fpr95"] == 0.5
-    assert histogram_of(scores, positives).fpr95() == 0.5
-    positives = torch.tensor([True] * 10 + [False, False, True])
-    assert image_anomaly_scores(scores, positives)["fpr95"] == 1.0
-    positives = torch.tensor([True] * 12 + [False])
-    assert image_anomaly_scores(scores, positives)["fpr95"] == 0.0

@@ -9,7 +9,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import metrics
 from anomaly import intervals
-from anomaly.histogram import _order_keys
 from anomaly.intervals import FIRST_DROP, LAST_DROP, MAX_ENTRIES, SHARES, ImageHistograms, _Table, draw
 
 
@@ -122,7 +121,7 @@ def test_memory_stays_within_the_budget_at_the_smallest_drop_that_does(monkeypat
     monkeypatch.setattr(intervals, "MAX_ENTRIES", 5_000)
     images = draw_images(10, 4000, torch.Generator().manual_seed(7))
     histograms = histograms_of(images)
-    keys = [_order_keys(scores).numpy() for scores, _ in images]
+    keys = [metrics.order_keys(scores).numpy() for scores, _ in images]
     entries = {drop: sum(len(np.unique(part >> drop)) for part in keys) for drop in range(12, 32)}
     assert histograms.drop == min(drop for drop, number in entries.items() if number <= 5_000)
     assert histograms.entries == entries[histograms.drop]

@@ -209,10 +209,9 @@ def test_nearest_resizing_is_torchs_nearest_exact(size):
     target = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
     for wanted in (metrics.GRID, (7, 5), (240, 323)):
         reference = F.interpolate(torch.from_numpy(target)[None, None], size=wanted, mode="nearest-exact")[0, 0]
-        for function in (metrics.shrink_nearest, metrics.resize_map):
-            resized = function(target, wanted)
-            assert resized.dtype == target.dtype
-            assert np.array_equal(resized, reference.numpy())
+        resized = metrics.resize_nearest(target, wanted)
+        assert resized.dtype == target.dtype
+        assert np.array_equal(resized, reference.numpy())
 
 
 def random_grids(count, seed, size=(6, 8), num_classes=4):
@@ -339,12 +338,12 @@ def test_the_layout_floor_of_camvid(real_data):
         [np.array(Image.open(path)) for path in sorted((real_data / "camvid" / f"{split}annot").glob("*.png"))]
         for split in ("train", "test")
     )
-    grids = np.stack([metrics.shrink_nearest(target) for target in train])
+    grids = np.stack([metrics.resize_nearest(target) for target in train])
     layout = metrics.fit_layout(grids, 11)
     assert layout.exponent == 0.75
     targets = torch.from_numpy(np.stack(test))
     for layout_map, floor in ((layout.map, 0.220), (metrics.layout_map(grids, 11, 0), 0.170)):
-        resized = torch.from_numpy(metrics.resize_map(layout_map, targets.shape[1:])).expand_as(targets)
+        resized = torch.from_numpy(metrics.resize_nearest(layout_map, targets.shape[1:])).expand_as(targets)
         assert segmentation_scores(confusion_matrix(resized, targets, 11))["miou"] == pytest.approx(floor, abs=5e-4)
 
 
