@@ -288,7 +288,7 @@ class DeepLabV3Plus(Segmenter):
     """Atrous separable pooling at stride 8 or 16, then the details of stride 4.
 
     Source: Chen et al., Encoder-Decoder with Atrous Separable Convolution, ECCV 2018, section 3 (rates 6, 12, 18 at
-    stride 16, twice that at 8; 48 channels of detail; two 3×3 convolutions, separable here, after the two meet).
+    stride 16, twice that at 8; 48 channels of detail; two 3×3 convolutions, separable here, on both together).
     """
 
     BACKBONES = {  # how to make it, its ImageNet weights
@@ -317,7 +317,7 @@ class DeepLabV3Plus(Segmenter):
 
 
 class UNet(Segmenter):
-    """U-Net over a pretrained encoder: each doubling meets the encoder's map of that size in two 3×3 convolutions.
+    """U-Net over a pretrained encoder: each doubling and the encoder's map of that size enter two 3×3 convolutions.
 
     Source: Ronneberger et al., U-Net, MICCAI 2015. Deviations: the encoder; batch norm; nearest doubling instead of
     a transposed convolution; sizes are kept by padding.

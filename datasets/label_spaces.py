@@ -130,7 +130,7 @@ def translate(spec, space):
     if spec.classes and not any(place is not None for place in places):
         first, here = ", ".join(spec.classes[:4]), ", ".join(space.classes) or "no class at all"
         what = f"no class of {spec.name} ({first}, …) has a place among {here}"
-        raise UserError(what, "--dataset", "leave it out; classes meet by name")
+        raise UserError(what, "--dataset", "leave it out; classes are matched by name")
     train_ids = {VOID: VOID, NORMAL: NORMAL, spec.num_classes: len(space.classes)}
     train_ids |= {old: VOID if place is None else place for old, place in enumerate(places)}
     values, colours = ({code: train_ids[i] for code, i in coding.items()} for coding in (spec.values, spec.colours))

@@ -158,7 +158,7 @@ class ImportIsolation:
             sys.modules.update(modules)
 
     def _hidden(self, modules):
-        """Names of the modules that are ours, or namesakes of their neighbours; submodules included."""
+        """Names of the modules that are ours, or are called as files beside theirs; submodules included."""
         names = OURS.union(*map(_names_in, self.path)) - SHARED - {"__main__"}
         tops = {name for name in names if name in modules and not self._holds(modules[name])}
         return [name for name in modules if name.partition(".")[0] in tops]

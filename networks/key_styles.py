@@ -1,4 +1,4 @@
-"""The key styles of weights files, recognised by the keys themselves and brought to the style of the backbones here.
+"""The key styles of weights files, recognised by the keys themselves and turned into that of the backbones here.
 
 The backbones here carry torchvision's keys (`PvtV2` the authors'). The same networks are published with timm's keys:
 other names, here and there another shape, the same computation. Held against timm 1.0.31, feature for feature:

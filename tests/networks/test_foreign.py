@@ -121,7 +121,7 @@ def test_their_neighbours_are_found_before_ours_and_ours_stay(write):
     assert net.home.modules["metrics_of_mine"].torch is torch
 
 
-def test_two_strangers_with_files_of_the_same_names_do_not_meet(write):
+def test_two_model_files_with_neighbours_of_the_same_names_stay_apart(write):
     for name, bias in (("a", 1.0), ("b", 2.0)):
         write(f"{name}/utils.py", f"BIAS = {bias}")
         text = "def make():\n    return Late(3)\nclass Late(Net):\n    def forward(self, images):\n"

@@ -12,7 +12,7 @@ import pytest
 from cli import UserError
 from datasets.fetch import sources, transfer
 from datasets.fetch.transfer import PATIENCE, check_url, fetch, told_size
-from tests.datasets.fetch.server import a_date, serve
+from tests.datasets.fetch.server import a_date
 
 CONTENT = bytes(i * i * 7 % 251 for i in range(300_000))
 OTHER = CONTENT[::-1]
@@ -20,19 +20,14 @@ MD5, SHA256 = (hashlib.new(name, CONTENT).hexdigest() for name in ("md5", "sha25
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Short patience, and no proxy but a test's own."""
-    monkeypatch.setattr(transfer, "PAUSE", 0.001)
+def stalls_are_short(quick, monkeypatch):
     monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture
-def server():
-    with serve() as running:
-        running.files["/set.zip"] = CONTENT
-        yield running
+def server(server):
+    server.files["/set.zip"] = CONTENT
+    return server
 
 
 @pytest.fixture

@@ -14,30 +14,10 @@ import pytest
 from cli import UserError
 from datasets.fetch import unpack as unpack_module
 from datasets.fetch.unpack import unpack, unpacked_size
+from tests.datasets.fetch.archives import pack, tree
 
 FILES = {"train/0.png": b"a" * 700, "train/1.png": b"b", "trainannot/0.png": b"", "notes.txt": bytes(range(256)) * 4}
 KINDS = ("tar", "tar.gz", "zip")
-
-
-def pack(path, members, kind):
-    """Write an archive. members: [(name or TarInfo or ZipInfo, bytes)]."""
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            for name, content in members:
-                file.writestr(name, content)
-        return path
-    with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w", format=tarfile.PAX_FORMAT) as file:
-        for name, content in members:
-            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if info.isreg():
-                info.size = len(content)
-            file.addfile(info, io.BytesIO(content))
-    return path
-
-
-def tree(folder):
-    """{path below the folder: bytes} of all files."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
