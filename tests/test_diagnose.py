@@ -13,7 +13,7 @@ import diagnose
 import losses
 from datasets.pairs import cut_of
 from probes.conditions import CONDITIONS
-from tests.conftest import write_folder_set
+from tests.folder_set import write_folder_set
 
 
 def run(monkeypatch, *words):

@@ -14,7 +14,8 @@ import diagnose
 import evaluate
 import predict
 import train
-from tests.conftest import TINY, write_folder_set
+from tests.folder_set import write_folder_set
+from tests.scripts import TINY
 
 
 def rewrite_all(root, split, change, ending=".png"):

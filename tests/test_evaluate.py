@@ -27,7 +27,7 @@ from engine.summary import summarise
 from engine.trained_run import load_predictor
 from networks.blocks import Normalise
 from networks.weights import load_weights
-from tests.conftest import ENVIRONMENT, ROOT, run_script
+from tests.scripts import ENVIRONMENT, ROOT, run_script
 
 KEYS = {
     "split", "images", "pixels", "miou", "miou_interval", "classes_averaged", "pixel_accuracy", "mean_accuracy",

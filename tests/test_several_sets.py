@@ -22,7 +22,8 @@ from engine.evaluation import EvaluationCounts
 from engine.predictor import Prediction, Predictor, predict_image
 from engine.summary import safe_figures
 from engine.trained_run import layout_map_of, load_predictor
-from tests.conftest import TINY, run_script, write_folder_set
+from tests.folder_set import write_folder_set
+from tests.scripts import TINY, run_script
 from tests.test_train import kill_at_step, read_log, same_weights, start
 
 

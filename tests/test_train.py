@@ -12,7 +12,8 @@ import torch
 
 from engine.checkpoint import fingerprint, load_checkpoint, load_last, load_model, save_checkpoint
 from engine.run_directory import figures_of, spread_of
-from tests.conftest import ENVIRONMENT, ROOT, TINY, run_script, write_folder_set
+from tests.folder_set import write_folder_set
+from tests.scripts import ENVIRONMENT, ROOT, TINY, run_script
 
 CLOCK = ("images_per_second",)  # the one thing in the log that no two runs share
 

@@ -25,7 +25,8 @@ from datasets.catalogue import hold_out
 from datasets.own_folder import folder_spec
 from datasets.scenes import MSRC
 from engine.sampling import uniform_requests
-from tests.conftest import run_script, write_folder_set
+from tests.folder_set import write_folder_set
+from tests.scripts import run_script
 
 CAMVID = driving.CAMVID.classes
 

@@ -13,8 +13,8 @@ from datasets.catalogue import build_spec
 from datasets.driving import STREETS
 from datasets.masks import count_values, find_runs, read_labels
 from datasets.spec import UNKNOWN, VOID
-from tests.conftest import write_folder_set
 from tests.datasets.miniatures import open_folder, rewrite
+from tests.folder_set import write_folder_set
 
 GRID = (6, 8)
 

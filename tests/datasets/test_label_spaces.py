@@ -25,7 +25,7 @@ from datasets.own_folder import folder_spec
 from datasets.scenes import MSRC_COLOURS
 from datasets.spec import NORMAL, VOID
 from engine.sampling import SampleRequest, build_sampling, share_batches, take_turns
-from tests.conftest import write_folder_set
+from tests.folder_set import write_folder_set
 
 CAMVID, STREETS, CITYSCAPES, MSRC = (SPECS[name][0] for name in ("camvid", "streets", "cityscapes", "msrc"))
 

@@ -18,7 +18,6 @@ from datasets.label_spaces import LabelSpace, translate
 from datasets.masks import read_target
 from datasets.pairs import cut_of, find_pairs, lies_in
 from datasets.spec import NORMAL, by_condition
-from tests.conftest import TINY
 from tests.datasets.miniatures import (
     BY_ID,
     CASES,
@@ -30,6 +29,7 @@ from tests.datasets.miniatures import (
     cityscapes,
     ids34,
 )
+from tests.scripts import TINY
 from tests.test_errors import is_one_error_line, run
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

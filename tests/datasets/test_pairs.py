@@ -6,8 +6,8 @@ from PIL import Image
 from cli import UserError
 from datasets.catalogue import build_spec
 from datasets.pairs import find_pairs
-from tests.conftest import write_folder_set
 from tests.datasets.miniatures import BY_ID, picture, save
+from tests.folder_set import write_folder_set
 
 
 def test_a_missing_split_is_cut_from_train_by_name_alone(tmp_path):

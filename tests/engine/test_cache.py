@@ -22,7 +22,8 @@ from datasets.spec import VOID
 from engine import cache
 from engine.cache import HEADER, cache_split
 from engine.sampling import SampleRequest
-from tests.conftest import ENVIRONMENT, ROOT, TINY, run_script, write_folder_set
+from tests.folder_set import write_folder_set
+from tests.scripts import ENVIRONMENT, ROOT, TINY, run_script
 from tests.test_train import kill_at_step, read_log, same_weights, start
 
 WHOLE = data.Geometry([20, 28])

@@ -32,7 +32,8 @@ from engine.summary import summarise_alarm
 from engine.trained_run import alarms_of, load_predictor
 from evaluate import parse_sizes
 from networks.blocks import Normalise
-from tests.conftest import TINY, run_script, write_folder_set
+from tests.folder_set import write_folder_set
+from tests.scripts import TINY, run_script
 
 CLASSES = 3
 

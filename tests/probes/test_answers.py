@@ -37,7 +37,7 @@ from probes.answers import (
 from probes.preprocessing import CARELESS, TWICE, input_contrast, preprocessing, recognise
 from probes.preprocessing import ONCE as STATISTICS_ONCE
 from probes.trained_weights import batch_norm_gap, is_judged, looks_fresh, untrained
-from tests.conftest import write_folder_set
+from tests.folder_set import write_folder_set
 
 CPU = torch.device("cpu")
 CLASSES, SIZE = 4, (48, 64)

@@ -27,7 +27,7 @@ from probes.conditions import (
 from probes.finding import Finding, conclude
 from probes.noise_test import prepare, references
 from probes.replacement_inputs import permuted_ids
-from tests.conftest import write_folder_set
+from tests.folder_set import write_folder_set
 
 CPU = torch.device("cpu")
 # A healthy case: near to what the default model gave on CamVid (400 steps of 8 images at 120x160, 200 at 60x80).

@@ -12,7 +12,7 @@ import metrics
 from datasets.audit import audit_split
 from datasets.catalogue import build_spec
 from probes.noise_test import chance_miou, fresh_noise, judge, noise_test
-from tests.conftest import write_folder_set
+from tests.folder_set import write_folder_set
 
 CPU = torch.device("cpu")
 

@@ -30,7 +30,7 @@ from probes.shortcut import (
     reliance_score,
     stage_maps,
 )
-from tests.conftest import write_folder_set
+from tests.folder_set import write_folder_set
 
 CPU = torch.device("cpu")
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]]) / 255  # of the sets that conftest writes

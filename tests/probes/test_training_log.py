@@ -10,7 +10,7 @@ import cli
 from engine.optim import Schedule, add_optim_flags
 from probes.finding import CAUSES
 from probes.training_log import training_log
-from tests.conftest import TINY, run_script
+from tests.scripts import TINY, run_script
 
 TOTAL = 400
 PER_EPOCH = 40

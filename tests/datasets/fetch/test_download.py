@@ -15,9 +15,9 @@ import download
 from datasets.fetch.install import LOCK, MARK, working_folder
 from datasets.fetch.sources import SOURCES
 from datasets.streets.render import write_streets
-from tests.conftest import ROOT
 from tests.datasets.fetch.archives import CAMVID, CITY, below, pack, part, tree
 from tests.datasets.fetch.conftest import beside, error_line, wait_for
+from tests.scripts import ROOT
 
 
 @pytest.mark.parametrize(

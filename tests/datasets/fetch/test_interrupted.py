@@ -14,9 +14,9 @@ from datasets.fetch import transfer
 from datasets.fetch.install import LOCK, MARK
 from datasets.fetch.obtain import Job, obtain
 from datasets.fetch.sources import Archive
-from tests.conftest import ROOT
 from tests.datasets.fetch.archives import CAMVID, camvid, pack, tree
 from tests.datasets.fetch.conftest import beside, wait_for
+from tests.scripts import ROOT
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar"])

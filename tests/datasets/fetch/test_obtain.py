@@ -13,9 +13,9 @@ from datasets.fetch.install import LOCK
 from datasets.fetch.sources import SOURCES, Archive, Source
 from datasets.fetch.transfer import fetch
 from datasets.fetch.unpack import MOST_FILES
-from tests.conftest import run_script
 from tests.datasets.fetch.archives import CAMVID, CITY, HAZARDS, OFFICIAL, TUTORIAL, below, pack, part, tree
 from tests.datasets.fetch.conftest import beside, error_line
+from tests.scripts import run_script
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])

@@ -18,7 +18,7 @@ from datasets.streets.canvas import Canvas, Stream, View, frame, scramble, shape
 from datasets.streets.objects import draw_thing
 from datasets.streets.render import LEAST_HAZARD, SPLITS, write_streets
 from datasets.streets.sprites import CAR_REAR, FURNITURE, HAZARDS, PEOPLE, POLES, SIGNS, TREES
-from tests.conftest import ROOT
+from tests.scripts import ROOT
 
 COUNTS = {"train": 3, "validation": 2, "test": 2}
 SOURCES = sorted(pathlib.Path(render.__file__).parent.glob("[!_]*.py"))
