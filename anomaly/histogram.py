@@ -1,8 +1,8 @@
-"""Anomaly metrics from scores: average precision, ROC area and FPR95 of billions of pixels in constant memory.
+"""Anomaly metrics of billions of pixels in constant memory: average precision, ROC area and FPR95 with error bounds.
 
 A pixel is positive when it shows an anomaly, and a larger score means more anomalous. `ScoreHistogram` pools a whole
-set and bounds its own error; `image_anomaly_scores` is exact for one image. Both rank scores by their float32 bits, so
-nothing is squashed, clipped or rounded on the way.
+set and bounds its distance from the exact figures of `metrics.ranking_figures`. It ranks scores by their float32 bits,
+so nothing is squashed, clipped or rounded on the way.
 """
 
 import threading
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
+import metrics
 
 PAGE_BITS = 10  # a page holds 1024 neighbouring bins
 MAX_PAGES = 1024  # 25 MB of bins, with the page table 34 MB; more pages would be finer, but fall out of the cache
@@ -25,25 +27,9 @@ CUDA_CHUNK = 1 << 22
 NO_LOW, NO_HIGH = 2**31 - 1, -(2**31)  # smallest and largest key of an empty bin
 
 
-def _check(scores, positives):
-    if scores.dtype != torch.float32:
-        raise ValueError(f"scores must be float32, got {scores.dtype}: other types round or hide ties")
-    if scores.shape != positives.shape or positives.dtype != torch.bool:
-        found = f"{tuple(positives.shape)} {positives.dtype} for scores {tuple(scores.shape)}"
-        raise ValueError(f"positives must be bool and of the scores' shape, got {found}")
-    if scores.numel() and not all(bool(torch.isfinite(end)) for end in scores.aminmax()):  # aminmax passes NaN on
-        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} scores are not finite")
-    return scores.detach().reshape(-1), positives.reshape(-1)
-
-
 def _check_rate(rate):
     if not 0 <= rate <= 1:
         raise ValueError(f"a rate lies in 0..1, got {rate}")
-
-
-def _order_keys(scores):
-    """int32 in the order of the float32 scores: their bits, those of negative ones turned round; -0.0 equals 0.0."""
-    return _turned((scores + 0.0).view(torch.int32))  # + 0.0 turns -0.0 into 0.0
 
 
 def _sorted_keys(scores):
@@ -53,21 +39,6 @@ def _sorted_keys(scores):
     keys = scores.view(np.int32)
     keys[: np.searchsorted(scores, np.float32(0))] ^= 0x7FFFFFFF
     return keys
-
-
-def _turned(bits):
-    """From bits to keys, and from keys to bits: int32, torch or numpy."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _as_scores(keys):
-    """The float32 scores of numpy int32 keys."""
-    return _turned(keys).view(np.float32)
-
-
-def _sorted(values):
-    """(N,) integers, ascending. On the CPU by numpy, whose vectorised sort takes a tenth of the time of torch's."""
-    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
 
 
 def _runs(keys, shifts):
@@ -158,7 +129,7 @@ class ScoreHistogram:
 
         Raises: ValueError for scores that are not float32 or not finite, or another shape; nothing is counted then.
         """
-        scores, positives = _check(scores, positives)
+        scores, positives = metrics.check_scores(scores, positives)
         if not self._first.numel():
             self._clear(scores.device)
         scores, positives = scores.to(self._low.device), positives.to(self._low.device)
@@ -166,7 +137,7 @@ class ScoreHistogram:
             self._count(scores.numpy(), positives.numpy())
             return
         for part, truth in zip(scores.split(CUDA_CHUNK), positives.split(CUDA_CHUNK), strict=True):
-            keys = _order_keys(part)
+            keys = metrics.order_keys(part)
             self._insert(keys, keys, torch.ones_like(keys), truth)
 
     def _count(self, scores, positives):
@@ -285,7 +256,7 @@ class ScoreHistogram:
         found, alarms = ranked.tp + ranked.p, ranked.tp + ranked.p + ranked.fp + ranked.n
         f1 = 2 * found / (alarms + found[-1])
         best = int(np.argmax(f1))
-        return float(f1[best]), float(_as_scores(ranked.low[best : best + 1])[0])
+        return float(f1[best]), float(metrics.key_scores(ranked.low[best : best + 1])[0])
 
     def found_at(self, rate):
         """Share of positives that alarm when at most `rate` (0..1) of the negatives do; None where a kind is missing.
@@ -315,8 +286,8 @@ class ScoreHistogram:
         low, high, fp, _, n, _ = self._ranked(both=False)
         allowed = int(np.searchsorted((fp + n) / negatives, rate, side="right"))
         if allowed:
-            return float(_as_scores(low[allowed - 1 : allowed])[0])
-        return float(np.nextafter(_as_scores(high[:1]), np.float32(np.inf))[0])
+            return float(metrics.key_scores(low[allowed - 1 : allowed])[0])
+        return float(np.nextafter(metrics.key_scores(high[:1]), np.float32(np.inf))[0])
 
     def curves(self, points=200):
         """What to draw as ROC and precision-recall curve: {"fpr", "tpr", "precision", "threshold"}, lists of floats.
@@ -347,7 +318,9 @@ class ScoreHistogram:
         ranked = self._ranked(both=False)
         if not ranked.low.size:
             return None
-        scores, counts = (column[::-1] for column in (_as_scores(ranked.low).astype(np.float64), ranked.n + ranked.p))
+        scores, counts = (
+            column[::-1] for column in (metrics.key_scores(ranked.low).astype(np.float64), ranked.n + ranked.p)
+        )
         below = counts.cumsum()
         start, end = scores[np.searchsorted(below, below[-1] * np.array([0.001, 0.999]))]
         if start == end:
@@ -367,7 +340,7 @@ class ScoreHistogram:
         if ranked is None:
             return None
         fp, tp = ranked.fp + ranked.n, ranked.tp + ranked.p
-        return _as_scores(ranked.low), fp / fp[-1], tp / tp[-1], tp / (tp + fp)
+        return metrics.key_scores(ranked.low), fp / fp[-1], tp / tp[-1], tp / (tp + fp)
 
     def _ranked(self, both=True):
         """The bins as `_Ranked`; None where one kind of pixel is missing, unless `both` is not asked for."""
@@ -458,32 +431,3 @@ class ScoreHistogram:
         self._low, self._high = self._first, self._first
         self._pixels = self._positives = torch.zeros(0, dtype=torch.int64, device=device)
         self._shifts = _bin_shifts(self.resolution, device)
-
-
-def image_anomaly_scores(scores, positives):
-    """Exact average precision, ROC area and FPR95 of one image, or None where it lacks one kind of pixel.
-
-    scores: float32, any shape, finite, larger = more anomalous; positives: bool, same shape.
-    FPR95 is taken at the recall nearest to 0.95; of equally near ones at the higher recall, and where several
-    thresholds share that recall at the lowest of them (at the highest if the recall is 1).
-    Raises: ValueError for scores that are not float32 or not finite, or shapes that differ.
-    Source: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, the StreetHazards
-    evaluation code (`anom_utils.py`).
-    """
-    scores, positives = _check(scores, positives)
-    ranked = _sorted(_order_keys(scores).long() * 2 + positives).flip(0)
-    last = torch.ones_like(ranked, dtype=torch.bool)  # the last pixel of each distinct score
-    last[:-1] = (ranked[1:] >> 1) != (ranked[:-1] >> 1)
-    ends = last.nonzero().view(-1)
-    tp = (ranked & 1).cumsum(0)[ends]
-    fp = ends + 1 - tp
-    if ends.numel() == 0 or tp[-1] == 0 or fp[-1] == 0:
-        return None
-    recall = tp.double() / tp[-1]
-    step_tp = tp.diff(prepend=tp.new_zeros(1)).double()
-    aupr = float((step_tp * (tp / (tp + fp).double())).sum() / tp[-1])
-    step_fp = fp.diff(prepend=fp.new_zeros(1)).double()
-    wrong = float((step_tp * (fp - step_fp / 2)).sum())  # pairs with the negative above, ties counting half
-    complete = int((recall < 1).sum())  # where the recall first is 1
-    nearest = complete - int((recall[: complete + 1] - 0.95).abs().flip(0).argmin())
-    return {"aupr": aupr, "auroc": 1 - wrong / (int(tp[-1]) * int(fp[-1])), "fpr95": int(fp[nearest]) / int(fp[-1])}

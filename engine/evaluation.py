@@ -7,7 +7,7 @@ import torch
 import data
 import metrics
 from anomaly.features import ScoreStatistics
-from anomaly.histogram import ScoreHistogram, image_anomaly_scores
+from anomaly.histogram import ScoreHistogram
 from anomaly.intervals import ImageHistograms
 from datasets.label_spaces import answer_table, declared_classes
 from datasets.spec import VOID
@@ -55,7 +55,7 @@ class EvaluationCounts:
         self.pixels += target.numel()
         for counts, guess in ((self.floor, layout_map), (self.own_floor, own_map)):
             if guess is not None:
-                guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
+                guess = torch.from_numpy(metrics.resize_nearest(guess, tuple(target.shape)))
                 confusion = metrics.confusion_matrix(guess, target, self.num_classes)
                 counts += metrics.image_counts(confusion) * self.labelled
 
@@ -77,7 +77,7 @@ class EvaluationCounts:
                 raise ValueError(f"score {name} of image {index}: {error}") from None
             self.image_histograms.setdefault(name, ImageHistograms()).update(index, values, positives)
             if both:
-                self.image_scores.setdefault(name, {})[index] = image_anomaly_scores(values, positives)
+                self.image_scores.setdefault(name, {})[index] = metrics.ranking_figures(values, positives, nearest=True)
             if name in self.alarms:
                 self.add_alarms(name, target, found.labels, score >= self.alarms[name])
 

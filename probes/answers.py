@@ -121,7 +121,7 @@ def floor_of(sample, num_classes, layout_map=None):
     occurs, which is right at p² of the pixels and has an IoU of p / (2 - p).
     """
     if layout_map is not None:
-        maps = [torch.from_numpy(metrics.resize_map(layout_map, tuple(target.shape))) for target in sample.targets]
+        maps = [torch.from_numpy(metrics.resize_nearest(layout_map, tuple(target.shape))) for target in sample.targets]
         return miou_of(maps, sample, num_classes)
     pixels = sum(torch.bincount(t.flatten(), minlength=256)[:num_classes] for t in sample.targets)
     shares = pixels[pixels > 0] / pixels.sum().clamp(min=1)
@@ -171,7 +171,7 @@ def softmax_inside(predictor, sample):
 
 def _on_grid(mask):
     """A mask (H, W) at the layout grid's places."""
-    return torch.from_numpy(metrics.shrink_nearest(mask.numpy()))
+    return torch.from_numpy(metrics.resize_nearest(mask.numpy()))
 
 
 def collapse(predictor, sample):

@@ -116,8 +116,8 @@ def _look(predictor, split, names, layouts, count, move, tell, **options):
         labels = move.back(prediction.labels, (0, 1)) if move else prediction.labels  # (H, W)
         target = target.masked_fill(target >= own, VOID)  # anomalies
         confusion = confusion + metrics.confusion_matrix(labels, target, larger)
-        targets.append(metrics.shrink_nearest(target.numpy(), layouts.shape[1:]))
-        answers.append(metrics.shrink_nearest(labels.numpy(), layouts.shape[1:]))
+        targets.append(metrics.resize_nearest(target.numpy(), layouts.shape[1:]))
+        answers.append(metrics.resize_nearest(labels.numpy(), layouts.shape[1:]))
         if tell:
             tell(done, len(indices))
     return Seen(split, names, indices, layouts, confusion[:own, :known], np.stack(targets), np.stack(answers))

@@ -119,7 +119,7 @@ def references(audit, split, layout):
         sums["layout"].append(metrics.pixel_nll(distribution, target))
         top = np.full_like(plain, int(prior.argmax()))
         for name, guess in (("prior_miou", top), ("layout_map", plain), ("floor", layout.map)):
-            guess = torch.from_numpy(metrics.resize_map(guess, tuple(target.shape)))
+            guess = torch.from_numpy(metrics.resize_nearest(guess, tuple(target.shape)))
             confusions[name] = confusions[name] + metrics.confusion_matrix(guess, target, num_classes)
     for name, known in (("train_prior", prior), ("train_layout", distribution)):
         sums[name] = [metrics.pixel_nll(known, torch.from_numpy(grid)) for grid in audit.grids]

@@ -172,7 +172,7 @@ def layout_reliance(predictor, split, layout_map, *, count=64, batch_size=8, see
     scores = {name: metrics.segmentation_scores(confusion)["miou"] for name, confusion in confusions.items()}
     if not confusions["own"].any():
         return Finding("shortcut.layout_reliance", "skip", "no labelled pixel in the sample")
-    guess = torch.from_numpy(metrics.resize_map(layout_map, tuple(batches[0][1].shape[1:])))
+    guess = torch.from_numpy(metrics.resize_nearest(layout_map, tuple(batches[0][1].shape[1:])))
     floor = sum(metrics.confusion_matrix(guess.expand_as(t).contiguous(), t, classes) for _, t in batches)
     scenes = sum(_likeness(targets, classes) for _, targets in batches)
     evidence = {

@@ -79,7 +79,7 @@ def test_each_set_and_all_together_are_independent_counts(joint, tmp_path):
         for path in sorted((root / "images" / "test").iterdir()):
             target = np.asarray(Image.open(root / "masks" / "test" / path.name))
             labels = predict_image(predictor, Image.open(path), target.shape).labels.numpy()
-            guess = metrics.resize_map(layout_map_of(content), target.shape)
+            guess = metrics.resize_nearest(layout_map_of(content), target.shape)
             known = target < 3
             confusion += sklearn_metrics.confusion_matrix(target[known], labels[known], labels=[0, 1, 2])
             floor += sklearn_metrics.confusion_matrix(target[known], guess[known], labels=[0, 1, 2])
@@ -113,12 +113,12 @@ def test_the_floor_of_a_sets_own_layout_is_made_of_its_training_masks(joint, tmp
     assert "sets" not in result
     spec = translate(folder_spec(second), LabelSpace(("red", "green", "blue")))
     splits = {name: data.open_split(spec, second, name) for name in ("train", "test")}
-    grids = np.stack([metrics.shrink_nearest(splits["train"].read_target(i)) for i in range(6)])
+    grids = np.stack([metrics.resize_nearest(splits["train"].read_target(i)) for i in range(6)])
     layout = metrics.fit_layout(grids, 3).map
     confusion = np.zeros((3, 3), np.int64)
     for i in range(4):
         target = splits["test"].read_target(i)
-        known, guess = target < 3, metrics.resize_map(layout, target.shape)
+        known, guess = target < 3, metrics.resize_nearest(layout, target.shape)
         confusion += sklearn_metrics.confusion_matrix(target[known], guess[known], labels=[0, 1, 2])
     assert result["own_layout_floor"] == pytest.approx(miou(confusion))
 

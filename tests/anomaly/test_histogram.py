@@ -1,4 +1,4 @@
-"""Anomaly metrics against scikit-learn, brute force and properties."""
+"""The histogram of anomaly scores against the exact figures, scikit-learn's curves, brute force and properties."""
 
 import itertools
 import math
@@ -9,21 +9,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from anomaly import histogram as metrics_scores
-from anomaly.histogram import (
-    EXACT,
-    MANTISSA_BITS,
-    MAX_PAGES,
-    PAGE_BITS,
-    ScoreHistogram,
-    _as_scores,
-    _order_keys,
-    image_anomaly_scores,
-)
+from anomaly import histogram as histogram_module
+from anomaly.histogram import EXACT, MANTISSA_BITS, MAX_PAGES, PAGE_BITS, ScoreHistogram
+from metrics import key_scores, order_keys, ranking_figures
+from tests.metrics.score_kinds import KINDS, draw
 
-ROUNDING = 1e-12  # of float64 sums, ours and scikit-learn's
+ROUNDING = 1e-12  # of float64 sums
 
 
 def histogram_of(scores, positives, resolution=EXACT):
@@ -33,69 +26,30 @@ def histogram_of(scores, positives, resolution=EXACT):
     return histogram
 
 
-def draw(kind, size, generator):
-    """Scores of a kind, float32, and positives that score somewhat higher."""
-    positives = torch.rand(size, generator=generator) < 0.2
-    normal = torch.randn(size, generator=generator) + positives
-    scores = {
-        "logits": -8 + 3 * normal,
-        "mixed signs": normal,
-        "offset": 1000 + 3 * normal,
-        "narrow": 1 + torch.rand(size, generator=generator) * 2.0**-8,
-        "narrow negative": -1 - torch.rand(size, generator=generator) * 2.0**-8,
-        "heavy ties": (2 * normal).round() / 2,
-        "bfloat16": normal.bfloat16().float(),
-        "probabilities": torch.sigmoid(2 * normal - 3),
-        "saturated": torch.sigmoid(20 * normal),
-        "huge": normal * 1e37,
-        "tiny": normal * 1e-42,
-        "lognormal": torch.exp(5 * normal),
-        "all equal": torch.full((size,), -3.7),
-    }[kind]
-    positives[0], positives[1] = True, False
-    return scores, positives
-
-
-KINDS = [
-    "logits",
-    "mixed signs",
-    "offset",
-    "narrow",
-    "narrow negative",
-    "heavy ties",
-    "bfloat16",
-    "probabilities",
-    "saturated",
-    "huge",
-    "tiny",
-    "lognormal",
-    "all equal",
-]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("resolution", [EXACT, 12, 0])
-def test_the_bounds_hold_against_scikit_learn(kind, resolution):
+def test_the_figures_are_within_their_bounds_of_the_exact_ones(kind, resolution):
     generator = torch.Generator().manual_seed(KINDS.index(kind))
     for size in (2, 5, 30, 1000):
         scores, positives = draw(kind, size, generator)
         for truth in (positives, ~positives, torch.arange(size) == size // 2):
-            histogram = histogram_of(scores, truth, resolution)
-            for (value, error), reference in (
-                (histogram.aupr(), average_precision_score(truth, scores)),
-                (histogram.auroc(), roc_auc_score(truth, scores)),
-            ):
+            histogram, exact = histogram_of(scores, truth, resolution), ranking_figures(scores, truth)
+            for name, (value, error) in (("aupr", histogram.aupr()), ("auroc", histogram.auroc())):
                 assert 0 <= error <= 1
-                assert abs(value - reference) <= error + ROUNDING
+                assert abs(value - exact[name]) <= error + ROUNDING
                 if resolution == EXACT:  # so few scores need no bins wider than a float
                     assert error == 0
+            bins = histogram.state()
+            unsure = (bins["pixels"] - bins["positives"]) * (bins["low"] < bins["high"])
+            above = histogram.fpr95() - exact["fpr95"]
+            assert 0 <= above <= int(unsure.max()) / histogram.negatives + ROUNDING
 
 
 @pytest.mark.parametrize("kind", ["logits", "narrow", "probabilities", "offset"])
 def test_the_bound_is_small_on_continuous_scores(kind):
     scores, positives = draw(kind, 200_000, torch.Generator().manual_seed(0))
     value, error = histogram_of(scores, positives).aupr()
-    assert abs(value - average_precision_score(positives, scores)) <= error + ROUNDING
+    assert abs(value - ranking_figures(scores, positives)["aupr"]) <= error + ROUNDING
     assert error < 2e-5
 
 
@@ -137,9 +91,9 @@ def test_the_bound_is_the_best_and_the_worst_order_inside_a_bin(above, inside, b
 def test_ties_cost_nothing_and_zero_has_one_sign():
     scores = torch.tensor([0.0, -0.0, 0.0, -0.0, 1.0, -1.0])
     positives = torch.tensor([True, False, False, True, False, True])
-    histogram = histogram_of(scores, positives)
-    assert histogram.aupr() == (pytest.approx(average_precision_score(positives, scores)), 0)
-    assert histogram.auroc() == (pytest.approx(roc_auc_score(positives, scores)), 0)
+    histogram, exact = histogram_of(scores, positives), ranking_figures(scores, positives)
+    assert histogram.aupr() == (pytest.approx(exact["aupr"]), 0)
+    assert histogram.auroc() == (pytest.approx(exact["auroc"]), 0)
     assert len(histogram.state()["low"]) == 3
     equal = histogram_of(torch.full((1000,), 123.456), torch.arange(1000) < 10)
     assert equal.aupr() == (pytest.approx(0.01, abs=1e-15), 0)
@@ -185,7 +139,7 @@ def test_two_threads_count_the_same_as_one(kind, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     whole = histogram_of(scores, positives)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(metrics_scores, "CPU_CHUNK", 20_000)  # many turns, and drops of the resolution
+    monkeypatch.setattr(histogram_module, "CPU_CHUNK", 20_000)  # many turns, and drops of the resolution
     for _ in range(3):
         assert_same(histogram_of(scores, positives), whole)
 
@@ -193,7 +147,7 @@ def test_two_threads_count_the_same_as_one(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_counting_without_sorting_as_on_other_devices_gives_the_same(kind):
     scores, positives = draw(kind, 60_000, torch.Generator().manual_seed(12))
-    histogram, keys = ScoreHistogram(), _order_keys(scores)
+    histogram, keys = ScoreHistogram(), order_keys(scores)
     histogram._insert(keys, keys, torch.ones_like(keys), positives)
     assert_same(histogram, histogram_of(scores, positives))
 
@@ -204,7 +158,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
             raise MemoryError
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(metrics_scores, "CPU_CHUNK", 10)
+    monkeypatch.setattr(histogram_module, "CPU_CHUNK", 10)
     monkeypatch.setattr(ScoreHistogram, "_insert", fail)
     with pytest.raises(MemoryError):
         ScoreHistogram().update(torch.zeros(100), torch.zeros(100, dtype=torch.bool))
@@ -236,7 +190,7 @@ def test_merging_keeps_the_coarser_resolution():
             assert histogram.resolution == 0
             value, error = histogram.aupr()
             seen = histogram.positives + histogram.negatives
-            assert abs(value - average_precision_score(positives[:seen], scores[:seen])) <= error + ROUNDING
+            assert abs(value - ranking_figures(scores[:seen], positives[:seen])["aupr"]) <= error + ROUNDING
     histogram = ScoreHistogram.from_state(coarse.state())
     histogram.update(scores[4000:], positives[4000:])
     assert_same(histogram, histogram_of(scores, positives, resolution=0))
@@ -278,7 +232,7 @@ def test_memory_stays_bounded_whatever_the_scores():
     stored = [value for value in vars(histogram).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.numel() * tensor.element_size() for tensor in stored) <= 64e6
     value, error = histogram.aupr()
-    assert abs(value - average_precision_score(positives, scores.double())) <= error + ROUNDING
+    assert abs(value - ranking_figures(scores, positives)["aupr"]) <= error + ROUNDING
 
 
 def test_billions_of_pixels_do_not_overflow():
@@ -297,18 +251,13 @@ def test_billions_of_pixels_do_not_overflow():
 
 
 @pytest.mark.parametrize("kind", ["logits", "heavy ties", "all equal", "narrow"])
-def test_pooled_fpr95_is_that_of_the_first_threshold_reaching_it(kind):
+def test_a_coarse_fpr95_is_a_rate_that_a_threshold_has(kind):
     generator = torch.Generator().manual_seed(1)
     for size in (2, 25, 500):
         scores, positives = draw(kind, size, generator)
         fpr, tpr, _ = roc_curve(positives, scores, drop_intermediate=False)
-        assert histogram_of(scores, positives).fpr95() == fpr[tpr >= 0.95][0]
         coarse = histogram_of(scores, positives, resolution=0).fpr95()
-        assert coarse >= fpr[tpr >= 0.95][0]
-        assert any(coarse == pytest.approx(rate) for rate in fpr)  # a rate that a threshold has
-    twenty = torch.arange(40.0).flip(0)  # 19 of 20 positives first, then all negatives, then the last positive
-    positives = (torch.arange(40) < 19) | (torch.arange(40) == 39)
-    assert histogram_of(twenty, positives).fpr95() == 0
+        assert any(coarse == pytest.approx(rate) for rate in fpr[tpr >= 0.95])
 
 
 def f1_scores(scores, positives):
@@ -387,7 +336,7 @@ def test_the_threshold_at_a_rate_is_the_smallest_score_that_keeps_it(kind, rate)
             alarming = {score: int((scores[~truth] >= score).sum()) / int((~truth).sum()) for score in candidates}
             assert exact == min(score for score, share in alarming.items() if share <= rate)
             coarse = histogram_of(scores, truth, resolution=0)
-            tried = [*_as_scores(coarse.state()["low"].numpy()).tolist(), candidates[-1]]
+            tried = [*key_scores(coarse.state()["low"].numpy()).tolist(), candidates[-1]]
             assert coarse.threshold_at(rate) == min(score for score in tried if alarming[score] <= rate)
 
 
@@ -419,7 +368,7 @@ def test_the_curves_hold_real_points_in_small_steps(kind, resolution):
         for threshold, *rates in rows:
             assert rates == pytest.approx(rates_at(threshold, scores, positives), abs=1e-6)
         assert curves["threshold"] == sorted(curves["threshold"], reverse=True)
-        lowest = _as_scores(histogram.state()["low"].numpy())
+        lowest = key_scores(histogram.state()["low"].numpy())
         assert (curves["threshold"][0], curves["threshold"][-1]) == (lowest[-1], lowest[0])
         if points > 2 and kind == "logits" and resolution > 0:  # single scores, so no step is large in itself
             for axis, kind_size in (("fpr", int((~positives).sum())), ("tpr", int(positives.sum()))):
@@ -467,9 +416,6 @@ def test_without_both_kinds_there_is_no_figure():
         assert histogram.curves() is None
     assert (histogram.negatives, histogram.positives) == (0, 2)
     assert histogram.threshold_at(0.01) is None
-    for kind in (False, True):
-        assert image_anomaly_scores(scores, torch.full((2,), kind)) is None
-    assert image_anomaly_scores(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
@@ -477,7 +423,7 @@ def test_scores_that_are_not_finite_are_refused_whole(bad):
     scores, positives = torch.zeros(100_000), torch.zeros(100_000, dtype=torch.bool)
     scores[-1] = bad
     histogram = ScoreHistogram()
-    for function in (histogram.update, image_anomaly_scores):
+    for function in (histogram.update, ranking_figures):
         with pytest.raises(ValueError, match="1 of 100000 scores are not finite"):
             function(scores, positives)
     assert histogram.negatives == 0
@@ -485,7 +431,7 @@ def test_scores_that_are_not_finite_are_refused_whole(bad):
 
 def test_wrong_types_and_shapes_are_refused():
     positives = torch.zeros(4, dtype=torch.bool)
-    for function in (ScoreHistogram().update, image_anomaly_scores):
+    for function in (ScoreHistogram().update, ranking_figures):
         for dtype in (torch.float64, torch.bfloat16, torch.int32):
             with pytest.raises(ValueError, match="float32"):
                 function(torch.zeros(4, dtype=dtype), positives)
@@ -493,37 +439,3 @@ def test_wrong_types_and_shapes_are_refused():
             function(torch.zeros(2, 2), positives)
         with pytest.raises(ValueError, match="positives must be bool"):
             function(torch.zeros(4), positives.int())
-
-
-def nearest_recall_fpr(scores, positives):
-    """FPR where the recall is nearest to 0.95, walking from the first complete recall towards higher thresholds."""
-    fpr, tpr, _ = roc_curve(positives, scores, drop_intermediate=False)
-    fpr, tpr = fpr[1:], tpr[1:]  # scikit-learn adds a threshold above all scores
-    complete = int(np.argmax(tpr == 1))
-    walk = range(complete, -1, -1)
-    return min(walk, key=lambda i: (abs(tpr[i] - 0.95), -i)), fpr, tpr
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_per_image_figures_are_exact(kind):
-    generator = torch.Generator().manual_seed(KINDS.index(kind) + 100)
-    for size in (2, 3, 12, 100, 2000):
-        scores, positives = draw(kind, size, generator)
-        for truth in (positives, torch.arange(size) == 0):
-            figures = image_anomaly_scores(scores.view(1, -1), truth.view(1, -1))
-            assert figures["aupr"] == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
-            assert figures["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
-            nearest, fpr, _ = nearest_recall_fpr(scores, truth)
-            assert figures["fpr95"] == pytest.approx(fpr[nearest], abs=1e-9)
-
-
-def test_per_image_fpr95_takes_the_nearest_recall_not_the_first_beyond():
-    scores = torch.arange(13.0).flip(0)  # 10 positives, a negative, a positive, a negative
-    positives = torch.tensor([True] * 10 + [False, True, False])
-    # recalls 10/11 = 0.909 and 1: 10/11 is nearer to 0.95 (0.041 against 0.05); both thresholds there, the lower counts
-    assert image_anomaly_scores(scores, positives)["fpr95"] == 0.5
-    assert histogram_of(scores, positives).fpr95() == 0.5
-    positives = torch.tensor([True] * 10 + [False, False, True])
-    assert image_anomaly_scores(scores, positives)["fpr95"] == 1.0
-    positives = torch.tensor([True] * 12 + [False])
-    assert image_anomaly_scores(scores, positives)["fpr95"] == 0.0

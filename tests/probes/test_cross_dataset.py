@@ -45,7 +45,7 @@ def write_set(root, change=lambda image, target: (image, target), names=CLASSES,
     (root / "classes.json").write_text(json.dumps({"classes": list(names), "void": [255]}))
     spec = build_spec("folder", root)
     train, test = (data.open_split(spec, root, split) for split in ("train", "test"))
-    return test, np.stack([metrics.shrink_nearest(train.read_target(i)) for i in range(len(train))])
+    return test, np.stack([metrics.resize_nearest(train.read_target(i)) for i in range(len(train))])
 
 
 class ByColour(nn.Module):
@@ -288,7 +288,7 @@ def test_camvid_upside_down_to_a_model_of_its_layout(real_data):
     root = real_data / "camvid"
     spec = build_spec("camvid", root)
     train, val = data.open_split(spec, root, "train", 64), data.open_split(spec, root, "val")
-    layouts = np.stack([metrics.shrink_nearest(train.read_target(i)) for i in range(len(train))])
+    layouts = np.stack([metrics.resize_nearest(train.read_target(i)) for i in range(len(train))])
     model = ByPlace(layouts, spec.num_classes)
     asked = Predictor(model, spec.num_classes, data.Geometry([60, 80]), CPU)
     sets = {"own": (val, layouts), "over": (TurnedOver(val), layouts[:, ::-1]), "same": (val, layouts)}

@@ -189,7 +189,7 @@ def bands(tmp_path_factory):
     root = banded_set(tmp_path_factory.mktemp("bands") / "set")
     spec = build_spec("folder", root)
     splits = [data.open_split(spec, root, name) for name in ("train", "val")]
-    grids = [metrics.shrink_nearest(splits[0].read_target(i)) for i in range(len(splits[0]))]
+    grids = [metrics.resize_nearest(splits[0].read_target(i)) for i in range(len(splits[0]))]
     return splits[1], metrics.fit_layout(grids, 3).map
 
 
