@@ -1,7 +1,7 @@
 """What scores need to know of the training split, counted in one pass, and the scores of features.
 
 `ScoreStatistics` streams over the split and merges: the parts of several processes add up to the whole. `similarity`
-and `mahalanobis` hold a picture's features against what it found. Anomalies must never enter it, so a target that
+and `mahalanobis` hold an image's features against what it found. Anomalies must never enter it, so a target that
 shows one is an error.
 """
 

@@ -104,7 +104,7 @@ def distance_sum(logits):
     logits: (N, C, H, W) float32 of a distance head, -||f - m_c||^2. Returns (N, H, W) float32.
     Raises: as msp, and ValueError for a logit above 0.
     Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation (2021), the Euclidean distance sum
-    (EDS), without its division by the picture's largest sum, which does not change the order within a picture.
+    (EDS), without its division by the image's largest sum, which does not change the order within an image.
     """
     _check_distances(logits)
     return logits.sum(dim=1)  # (N, H, W)
@@ -119,7 +119,7 @@ def distance_mix(logits, largest_sum, smallest_sum=0.0):
     (N, H, W) float32; features further out than a centre have P_eds < 0.
     Raises: as distance_sum, and ValueError unless 0 <= smallest_sum < largest_sum.
     Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation (2021), the mixture of EDS and MMSP.
-    Deviation: the paper divides by the picture's largest S, here by a constant of the centres, so that a pixel's score
+    Deviation: the paper divides by the image's largest S, here by a constant of the centres, so that a pixel's score
     depends on nothing but the pixel. Beware of smallest_sum = 0: S is never less than the smallest sum, which for
     equidistant centres is half the largest, so P_eds <= 0.5, a < 0.003, and the mixture is P_msp in all but name.
     """
