@@ -1,10 +1,8 @@
-"""Segmentation metrics, and what a predictor gets that never opens an image.
+"""Metrics: confusion matrix, IoU, layout floor, boundaries, calibration, and the ranking figures of anomaly scores.
 
 Everything is counted in integers, image by image or batch by batch, and divided once at the end, so that any order,
 batching or sharding gives the same figures. A figure that is not defined is None, never NaN and never 0.
 Targets hold train ids 0..num_classes-1; every other value (255 void, anomalies) is dropped.
-Of anomaly scores the exact figures of pixels that can be sorted are here; those of a whole set, streamed, are in
-anomaly/histogram.py.
 """
 
 from typing import NamedTuple
@@ -12,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+ACTIVE_IOU = 0.01
+DRAWN_AT_ONCE = 100  # bootstrap samples, so that many images need little memory
 GRID = (120, 160)  # rows and columns of the layout grid
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the class frequency, for the layout map
 SIGMAS = (0, 1, 2, 4)  # Gaussian blur of the layout distribution, in grid cells
-ACTIVE_IOU = 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Confusion matrix and intersection over union
+# Confusion matrix
 
 
 def confusion_matrix(predictions, targets, num_classes):
@@ -29,7 +28,10 @@ def confusion_matrix(predictions, targets, num_classes):
     0..num_classes-1 dropped. Returns (C, C) int64 [target, prediction], on the device of the targets.
     Raises: ValueError for other shapes, types that are not integers, or a prediction that is no class.
     """
-    _check_labels(predictions, targets, num_classes)
+    if predictions.shape != targets.shape:
+        raise ValueError(f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ in shape")
+    check_labels(targets, "target")
+    check_labels(predictions, "prediction", num_classes)
     cells = (num_classes + 1) * num_classes  # one row more, for the pixels to drop
     dtype = torch.uint8 if cells <= 256 else torch.int16 if cells <= 2**15 else torch.int32
     if targets.dtype == torch.uint8:
@@ -40,16 +42,17 @@ def confusion_matrix(predictions, targets, num_classes):
     return torch.bincount(cell, minlength=cells).view(num_classes + 1, num_classes)[:num_classes]
 
 
-def _check_labels(predictions, targets, num_classes):
-    if predictions.shape != targets.shape:
-        raise ValueError(f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ in shape")
-    for name, labels in (("predictions", predictions), ("targets", targets)):
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"{name} must be integers, got {labels.dtype}")
-    if predictions.numel():
-        low, high = (int(end) for end in predictions.aminmax())
+def check_labels(labels, name, num_classes=None):
+    """Refuse labels that are no integers, or with `num_classes` not all in 0..num_classes-1, by a ValueError.
+
+    labels: tensor of any shape; name: what one of them is called.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name}s must be integers, got {labels.dtype}")
+    if num_classes is not None and labels.numel():
+        low, high = (int(end) for end in labels.aminmax())
         if low < 0 or high >= num_classes:
-            raise ValueError(f"prediction {low if low < 0 else high} is outside the classes 0..{num_classes - 1}")
+            raise ValueError(f"{name} {low if low < 0 else high} is outside the classes 0..{num_classes - 1}")
 
 
 def image_counts(confusion):
@@ -58,6 +61,35 @@ def image_counts(confusion):
     Leading dimensions are kept: (..., C, C) -> (..., 3, C).
     """
     return torch.stack([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)], dim=-2)
+
+
+def largest_confusions(confusion, count=10):
+    """The classes most often taken for another, by pixels: up to `count` dicts, the largest first.
+
+    confusion: (C, C) counts [target, prediction]. Each dict: target, prediction (indices), share_of_target (of the
+    target class's pixels), share_of_all (of all labelled pixels), pixels. Pairs without a pixel are left out; of two
+    equal ones the lower indices come first.
+    """
+    confusion = torch.as_tensor(confusion)
+    totals, everything = confusion.sum(1).tolist(), int(confusion.sum())
+    wrong = confusion.clone().fill_diagonal_(0)
+    order = wrong.flatten().argsort(descending=True, stable=True)[:count].tolist()
+    rows = [(index // len(wrong), index % len(wrong)) for index in order]
+    return [
+        {
+            "target": target,
+            "prediction": prediction,
+            "share_of_target": pixels / totals[target],
+            "share_of_all": pixels / everything,
+            "pixels": pixels,
+        }
+        for target, prediction in rows
+        if (pixels := int(wrong[target, prediction]))
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Intersection over union
 
 
 def segmentation_scores(confusion):
@@ -91,15 +123,6 @@ def count_scores(counts):
     }
 
 
-def semantic_gain(miou, floor):
-    """How far a model goes from the layout floor to a perfect 1; None where either is, or where the floor is 1."""
-    return None if miou is None or floor is None or floor >= 1 else (miou - floor) / (1 - floor)
-
-
-def _mean(values):
-    return sum(values) / len(values) if values else None
-
-
 def mean_iou(counts):
     """mIoU of `image_counts`: (..., 3, C) -> (...) float64, over the classes in targets or predictions.
 
@@ -111,36 +134,30 @@ def mean_iou(counts):
     return (hit / union.clamp(min=1)).sum(-1) / classes.clamp(min=1), classes > 0
 
 
-def largest_confusions(confusion, count=10):
-    """The classes most often taken for another, by pixels: up to `count` dicts, the largest first.
+def _mean(values):
+    return sum(values) / len(values) if values else None
 
-    confusion: (C, C) counts [target, prediction]. Each dict: target, prediction (indices), share_of_target (of the
-    target class's pixels), share_of_all (of all labelled pixels), pixels. Pairs without a pixel are left out; of two
-    equal ones the lower indices come first.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bootstrap over images
+
+
+def bootstrap_draws(images, samples, seed):
+    """How often each image is in each sample: (up to DRAWN_AT_ONCE, images) float64 tensors, `samples` rows in all.
+
+    A sample draws as many images as there are, with replacement. The same arguments give the same draws.
     """
-    confusion = torch.as_tensor(confusion)
-    totals, everything = confusion.sum(1).tolist(), int(confusion.sum())
-    wrong = confusion.clone().fill_diagonal_(0)
-    order = wrong.flatten().argsort(descending=True, stable=True)[:count].tolist()
-    rows = [(index // len(wrong), index % len(wrong)) for index in order]
-    return [
-        {
-            "target": target,
-            "prediction": prediction,
-            "share_of_target": pixels / totals[target],
-            "share_of_all": pixels / everything,
-            "pixels": pixels,
-        }
-        for target, prediction in rows
-        if (pixels := int(wrong[target, prediction]))
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, samples, DRAWN_AT_ONCE):
+        drawn = torch.randint(images, (min(DRAWN_AT_ONCE, samples - start), images), generator=generator)
+        yield torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
 
 
 def miou_interval(counts, samples=1000, seed=0, level=0.95):
     """Bootstrap interval of the set's mIoU over its images: [low, high], or None with fewer than two images to vary.
 
-    counts: (N, 3, C) int64, `image_counts` of each image. A sample draws N images with replacement, adds up their
-    counts and divides once. Images without a valid pixel are left out: there is nothing to draw in them.
+    counts: (N, 3, C) int64, `image_counts` of each image. A sample adds up the counts of the images drawn and divides
+    once. Images without a valid pixel are left out: there is nothing to draw in them.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the percentile interval of section 13.3.
     """
     counts = torch.as_tensor(counts)
@@ -148,18 +165,16 @@ def miou_interval(counts, samples=1000, seed=0, level=0.95):
     images = len(counts)
     if images < 2:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for start in range(0, samples, 100):  # so that many images need little memory
-        drawn = torch.randint(images, (min(100, samples - start), images), generator=generator)
-        times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-        values.append(mean_iou((times @ counts.flatten(1)).view(-1, *counts.shape[1:]))[0])
+    values = [
+        mean_iou((times @ counts.flatten(1)).view(-1, *counts.shape[1:]))[0]
+        for times in bootstrap_draws(images, samples, seed)
+    ]
     tail = (1 - level) / 2
     return torch.cat(values).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Layout: what the labels' places alone tell
+# Layout: what the place alone tells, as a map of classes
 
 
 class Layout(NamedTuple):
@@ -170,14 +185,12 @@ class Layout(NamedTuple):
 
 
 def resize_nearest(labels, size=GRID):
-    """Sample a (H, W) array at the pixel centres of `size` (rows, columns); same dtype.
+    """A (H, W) map, array or tensor, at `size` (rows, columns), sampled at the new pixels' centres; same dtype.
 
-    For a target on the layout grid, and for a layout map at a target's size.
-
-    Row i of the result is row floor((i + 0.5) * H / rows) of the array: torch's "nearest-exact", in exact integers.
+    Row i of the result is row floor((i + 0.5) * H / rows) of the map: torch's "nearest-exact", in exact integers.
     """
-    (height, width), (rows, columns) = labels.shape, size
-    return labels[_centres(height, rows)[:, None], _centres(width, columns)]
+    rows, columns = (_centres(length, places) for length, places in zip(labels.shape, size, strict=True))
+    return labels[rows[:, None], columns]
 
 
 def _centres(length, places):
@@ -232,6 +245,15 @@ def _cell_counts(grids, num_classes):
         known = np.minimum(grids[start : start + 64].reshape(-1, cells), num_classes)  # the last row is dropped
         counts += np.bincount((known.astype(np.int64) * cells + np.arange(cells)).ravel(), minlength=counts.size)
     return counts.reshape(num_classes + 1, *grids.shape[1:])[:num_classes]
+
+
+def semantic_gain(miou, floor):
+    """How far a model goes from the layout floor to a perfect 1; None where either is, or where the floor is 1."""
+    return None if miou is None or floor is None or floor >= 1 else (miou - floor) / (1 - floor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layout: what the place alone tells, as probabilities
 
 
 def class_prior(counts):
@@ -301,50 +323,7 @@ def pixel_nll(probabilities, target):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Calibration
-
-
-class Calibration:
-    """Expected calibration error of the top-1 confidence, counted so that any sharding adds up to the same.
-
-    Source: Guo et al., On Calibration of Modern Neural Networks (2017), equation 3, with 15 equal bins
-    ((b - 1) / 15, b / 15]; a confidence of 0 goes to the first. Confidences are summed in units of 2**-24.
-    """
-
-    BINS, UNITS = 15, 1 << 24
-
-    def __init__(self):
-        self.sums = torch.zeros(3, self.BINS, dtype=torch.int64)  # pixels, correct pixels, confidence
-
-    def update(self, confidence, correct):
-        """Count pixels. confidence: float in [0, 1], any shape; correct: bool, same shape. Leave void out before.
-
-        Raises: ValueError for shapes that differ or a confidence outside [0, 1], NaN among them.
-        """
-        if confidence.shape != correct.shape:
-            raise ValueError(f"confidence {tuple(confidence.shape)} and correct {tuple(correct.shape)} differ in shape")
-        confidence, correct = confidence.detach().reshape(-1).float(), correct.reshape(-1)
-        if confidence.numel() == 0:
-            return
-        low, high = (float(end) for end in confidence.aminmax())
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"confidences must lie in 0..1, got {low}..{high}")
-        bins = (confidence * self.BINS).ceil_().sub_(1).clamp_(min=0).to(torch.uint8)  # bytes count fastest
-        counts = torch.bincount(bins * 2 + correct, minlength=2 * self.BINS).view(self.BINS, 2)  # [wrong, correct]
-        sums = torch.stack([counts.sum(1), counts[:, 1], torch.zeros_like(counts[:, 1])])
-        sums[2].scatter_add_(0, bins.long(), (confidence * self.UNITS).round_().long())
-        self.sums += sums.cpu()
-
-    def merge(self, other):
-        """Add what another one counted; it stays as it is."""
-        self.sums += other.sums
-
-    def ece(self):
-        """Mean over pixels of |accuracy - confidence| of their bin, in 0..1; None without a pixel."""
-        pixels, correct, confidence = self.sums.double()
-        if not pixels.any():
-            return None
-        return float((correct - confidence / self.UNITS).abs().sum() / pixels.sum())
+# Boundaries
 
 
 def boundary_counts(prediction, target, num_classes):
@@ -371,8 +350,7 @@ def boundary_counts(prediction, target, num_classes):
 def boundary_iou(counts):
     """Mean over the classes that occur of intersection / union, from summed boundary_counts (2, C); None without."""
     shared, union = (row.tolist() for row in counts)
-    values = [s / u for s, u in zip(shared, union, strict=True) if u]
-    return sum(values) / len(values) if values else None
+    return _mean([s / u for s, u in zip(shared, union, strict=True) if u])
 
 
 def boundary_f1_counts(prediction, target, num_classes):
@@ -404,7 +382,7 @@ def boundary_f1(counts):
         if predicted or true:
             precision, recall = (hit / predicted if predicted else 0.0), (found / true if true else 0.0)
             values.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
-    return sum(values) / len(values) if values else None
+    return _mean(values)
 
 
 def _label_maps(prediction, target, num_classes):
@@ -469,43 +447,90 @@ def _matched(maps, edges, own, other, reach, num_classes):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Anomaly scores that can be sorted: exact figures
+# Calibration
 
 
-def check_scores(scores, positives):
-    """Scores and positives, each flattened.
+class Calibration:
+    """Expected calibration error of the top-1 confidence, counted so that any sharding adds up to the same.
 
-    scores: float32, any shape, finite, larger = more anomalous; positives: bool, same shape, True at an anomaly.
+    Source: Guo et al., On Calibration of Modern Neural Networks (2017), equation 3, with 15 equal bins
+    ((b - 1) / 15, b / 15]; a confidence of 0 goes to the first. Confidences are summed in units of 2**-24.
+    """
+
+    BINS, UNITS = 15, 1 << 24
+
+    def __init__(self):
+        self.sums = torch.zeros(3, self.BINS, dtype=torch.int64)  # pixels, correct pixels, confidence
+
+    def update(self, confidence, correct):
+        """Count pixels. confidence: float in [0, 1], any shape; correct: bool, same shape. Leave void out before.
+
+        Raises: ValueError for shapes that differ or a confidence outside [0, 1], NaN among them.
+        """
+        if confidence.shape != correct.shape:
+            raise ValueError(f"confidence {tuple(confidence.shape)} and correct {tuple(correct.shape)} differ in shape")
+        confidence, correct = confidence.detach().reshape(-1).float(), correct.reshape(-1)
+        if confidence.numel() == 0:
+            return
+        low, high = (float(end) for end in confidence.aminmax())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"confidences must lie in 0..1, got {low}..{high}")
+        bins = (confidence * self.BINS).ceil_().sub_(1).clamp_(min=0).to(torch.uint8)  # bytes count fastest
+        counts = torch.bincount(bins * 2 + correct, minlength=2 * self.BINS).view(self.BINS, 2)  # [wrong, correct]
+        sums = torch.stack([counts.sum(1), counts[:, 1], torch.zeros_like(counts[:, 1])])
+        sums[2].scatter_add_(0, bins.long(), (confidence * self.UNITS).round_().long())
+        self.sums += sums.cpu()
+
+    def merge(self, other):
+        """Add what another one counted; it stays as it is."""
+        self.sums += other.sums
+
+    def ece(self):
+        """Mean over pixels of |accuracy - confidence| of their bin, in 0..1; None without a pixel."""
+        pixels, correct, confidence = self.sums.double()
+        if not pixels.any():
+            return None
+        return float((correct - confidence / self.UNITS).abs().sum() / pixels.sum())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranking figures of anomaly scores
+
+
+def ranking_figures(scores, positives, nearest=False):
+    """Exact average precision, ROC area and FPR95 of pixels: {"aupr", "auroc", "fpr95"}; None without both kinds.
+
+    scores: float32, any shape, finite, larger = more anomalous; positives: bool, same shape, True on an anomaly.
+    A pixel alarms when its score >= threshold, so equal scores are ties. AUPR: the sum over distinct scores k of
+    (R_k - R_k-1) P_k, with recall R and precision P. AUROC: the share of (positive, negative) pairs in the right order,
+    ties counting half. FPR95: false positives over negatives at the first threshold, from the highest down, with a
+    recall of at least 0.95; that is for pixels pooled over a set. With `nearest`, for one image: at the recall nearest
+    to 0.95; of equally near ones at the higher recall, and where several thresholds share that recall at the lowest of
+    them (at the highest if the recall is 1).
     Raises: ValueError for scores that are not float32 or not finite, or shapes that differ.
+    Source of `nearest`: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, the
+    StreetHazards evaluation code (`anom_utils.py`).
     """
-    if scores.dtype != torch.float32:
-        raise ValueError(f"scores must be float32, got {scores.dtype}: other types round or hide ties")
-    if scores.shape != positives.shape or positives.dtype != torch.bool:
-        found = f"{tuple(positives.shape)} {positives.dtype} for scores {tuple(scores.shape)}"
-        raise ValueError(f"positives must be bool and of the scores' shape, got {found}")
-    if scores.numel() and not all(bool(torch.isfinite(end)) for end in scores.aminmax()):  # aminmax passes NaN on
-        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} scores are not finite")
-    return scores.detach().reshape(-1), positives.reshape(-1)
+    tp, fp = _alarms(*check_scores(scores, positives))
+    if not tp.numel() or tp[-1] == 0 or fp[-1] == 0:
+        return None
+    step_tp = tp.diff(prepend=tp.new_zeros(1)).double()
+    aupr = float((step_tp * (tp / (tp + fp).double())).sum() / tp[-1])
+    step_fp = fp.diff(prepend=fp.new_zeros(1)).double()
+    wrong = float((step_tp * (fp - step_fp / 2)).sum())  # pairs with the negative above, ties counting half
+    auroc = 1 - wrong / (int(tp[-1]) * int(fp[-1]))
+    recall = tp.double() / tp[-1]
+    place = _nearest_place(recall) if nearest else int((recall < 0.95).sum())
+    return {"aupr": aupr, "auroc": auroc, "fpr95": int(fp[place]) / int(fp[-1])}
 
 
-def order_keys(scores):
-    """int32 in the order of the float32 scores: their bits, those of negative ones turned round; -0.0 equals 0.0."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def sort_integers(values):
-    """(N,) integers, ascending. On the CPU by numpy, whose vectorised sort takes a tenth of the time of torch's."""
-    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
-
-
-def ranking_counts(scores, positives):
-    """True and false positives at each distinct score as threshold, from the highest down: two (K,) int64.
-
-    scores, positives: as `check_scores`, which raises.
-    """
-    scores, positives = check_scores(scores, positives)
-    ranked = sort_integers(order_keys(scores).long() * 2 + positives).flip(0)
+def _alarms(scores, positives):
+    """True and false positives at each distinct score as threshold, from the highest down: two (K,) int64."""
+    ranked = order_keys(scores).long() * 2 + positives
+    if ranked.device.type == "cpu":  # numpy's vectorised sort takes a tenth of the time of torch's
+        ranked = torch.from_numpy(np.sort(ranked.numpy())).flip(0)
+    else:
+        ranked = ranked.sort().values.flip(0)
     last = torch.ones_like(ranked, dtype=torch.bool)  # the last pixel of each distinct score
     last[:-1] = (ranked[1:] >> 1) != (ranked[:-1] >> 1)
     ends = last.nonzero().view(-1)
@@ -513,41 +538,39 @@ def ranking_counts(scores, positives):
     return tp, ends + 1 - tp
 
 
-def average_precision(tp, fp):
-    """AUPR of `ranking_counts`, anomaly positive: Σ (R_k - R_{k-1}) P_k over distinct scores."""
-    step_tp = tp.diff(prepend=tp.new_zeros(1)).double()
-    return float((step_tp * (tp / (tp + fp).double())).sum() / tp[-1])
-
-
-def roc_area(tp, fp):
-    """AUROC of `ranking_counts`: the share of pairs whose positive scores higher, ties counting half."""
-    step_tp, step_fp = (counts.diff(prepend=counts.new_zeros(1)).double() for counts in (tp, fp))
-    wrong = float((step_tp * (fp - step_fp / 2)).sum())  # pairs with the negative above
-    return 1 - wrong / (int(tp[-1]) * int(fp[-1]))
-
-
-def fpr95(tp, fp, nearest=False):
-    """False-positive rate of `ranking_counts` at the first threshold with a recall of at least 0.95.
-
-    nearest: at the recall nearest to 0.95 instead; of equally near ones at the higher recall, and where several
-    thresholds share that recall at the lowest of them (at the highest if the recall is 1).
-    Source of `nearest`: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, the
-    StreetHazards evaluation code (`anom_utils.py`).
-    """
-    if not nearest:
-        return int(fp[(100 * tp >= 95 * tp[-1]).nonzero()[0]]) / int(fp[-1])
-    recall = tp.double() / tp[-1]
+def _nearest_place(recall):
+    """Where a rising recall (K,) that ends at 1 is nearest to 0.95, as ranking_figures says."""
     complete = int((recall < 1).sum())  # where the recall first is 1
-    place = complete - int((recall[: complete + 1] - 0.95).abs().flip(0).argmin())
-    return int(fp[place]) / int(fp[-1])
+    return complete - int((recall[: complete + 1] - 0.95).abs().flip(0).argmin())
 
 
-def image_anomaly_scores(scores, positives):
-    """Exact {"aupr", "auroc", "fpr95" (at the nearest recall)} of one image, or None where it lacks one kind of pixel.
+def check_scores(scores, positives):
+    """Scores and positives, each flattened to (N,); ValueError unless float32, finite, and bool of the same shape."""
+    if scores.dtype != torch.float32:
+        raise ValueError(f"scores must be float32, got {scores.dtype}: other types round or hide ties")
+    if scores.shape != positives.shape or positives.dtype != torch.bool:
+        found = f"{tuple(positives.shape)} {positives.dtype} for scores {tuple(scores.shape)}"
+        raise ValueError(f"positives must be bool and of the scores' shape, got {found}")
+    check_finite(scores, "scores")
+    return scores.detach().reshape(-1), positives.reshape(-1)
 
-    scores, positives: as `check_scores`, which raises.
-    """
-    tp, fp = ranking_counts(scores, positives)
-    if not tp.numel() or tp[-1] == 0 or fp[-1] == 0:
-        return None
-    return {"aupr": average_precision(tp, fp), "auroc": roc_area(tp, fp), "fpr95": fpr95(tp, fp, nearest=True)}
+
+def check_finite(values, what):
+    """Refuse a float tensor that holds NaN or infinity by a ValueError; what: the name of the values, plural."""
+    if values.numel() and not all(bool(torch.isfinite(end)) for end in values.aminmax()):  # aminmax passes NaN on
+        raise ValueError(f"{int((~torch.isfinite(values)).sum())} of {values.numel()} {what} are not finite")
+
+
+def order_keys(scores):
+    """int32 in the order of the float32 scores: their bits, those of negative ones inverted; -0.0 equals 0.0."""
+    return _inverted((scores + 0.0).view(torch.int32))  # + 0.0 turns -0.0 into 0.0
+
+
+def key_scores(keys):
+    """The float32 scores of int32 order_keys, both numpy."""
+    return _inverted(keys).view(np.float32)
+
+
+def _inverted(bits):
+    """From bits to keys, and from keys to bits: int32, torch or numpy."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -1,7 +1,7 @@
 """What scores need to know of the training split, counted in one pass, and the scores of features.
 
 `ScoreStatistics` streams over the split and merges: the parts of several processes add up to the whole. `similarity`
-and `mahalanobis` hold a picture's features against what it found. Anomalies must never enter it, so a target that
+and `mahalanobis` hold an image's features against what it found. Anomalies must never enter it, so a target that
 shows one is an error.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+import metrics
 from datasets.spec import VOID
 
 SHRINKAGE = 1e-3  # of the average variance, added to each feature's own
@@ -97,10 +98,8 @@ class ScoreStatistics:
             _check_targets(targets, self.num_classes)
         if not top.numel():
             return
-        low, high = (int(end) for end in labels.aminmax())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(f"label {low if low < 0 else high} is outside the classes 0..{self.num_classes - 1}")
-        _check_finite(top, "max logits")
+        metrics.check_labels(labels, "label", self.num_classes)
+        metrics.check_finite(top, "max logits")
         values, labels = top.detach().reshape(-1, 1), labels.reshape(-1).long()
         self._add("max_logit", _Moments.of(values, labels, self.num_classes, squares=True))
 
@@ -121,9 +120,9 @@ class ScoreStatistics:
         if known is not None and known.mean.shape[1] != features.shape[1]:
             raise ValueError(f"{features.shape[1]} features for {name!r}, before there were {known.mean.shape[1]}")
         _check_targets(targets, self.num_classes)
-        _check_finite(features, "features")
+        metrics.check_finite(features, "features")
         for image, target in zip(features, targets, strict=True):  # one at a time: they are widened to float64
-            labels = _at_cell_centres(target, image.shape[1:]).reshape(-1).to(image.device).long()  # (h w,)
+            labels = metrics.resize_nearest(target, image.shape[1:]).reshape(-1).to(image.device).long()  # (h w,)
             labelled = labels != VOID
             values = image.flatten(1).T[labelled]  # (n, D)
             moments = _Moments.of(values, labels[labelled], self.num_classes, outer=name == "mahalanobis")
@@ -271,6 +270,9 @@ def _seen_means(statistics, features):
     return means
 
 
+FEATURE_SCORES = {"similarity": similarity, "mahalanobis": mahalanobis}  # of features and their ScoreStatistics
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 
@@ -282,13 +284,8 @@ def _float_features(features):
 
 
 def _check_name(name):
-    if name not in ("similarity", "mahalanobis"):
-        raise ValueError(f"features are counted for 'similarity' or 'mahalanobis', got {name!r}")
-
-
-def _check_finite(values, what):
-    if values.numel() and not all(bool(torch.isfinite(end)) for end in values.aminmax()):  # aminmax passes NaN on
-        raise ValueError(f"{int((~torch.isfinite(values)).sum())} of {values.numel()} {what} are not finite")
+    if name not in FEATURE_SCORES:
+        raise ValueError(f"features are counted for {' or '.join(map(repr, FEATURE_SCORES))}, got {name!r}")
 
 
 def _check_targets(targets, num_classes):
@@ -306,12 +303,3 @@ def _check_targets(targets, num_classes):
             raise ValueError(
                 f"target value {int(strange[0])} is neither a class 0..{num_classes - 1} nor void ({VOID})"
             )
-
-
-def _at_cell_centres(target, cells):
-    """(H, W) -> (h, w): the target's value at the centre of each of h x w cells."""
-    rows, columns = (
-        (2 * torch.arange(count, device=target.device) + 1) * length // (2 * count)
-        for length, count in zip(target.shape, cells, strict=True)
-    )
-    return target[rows[:, None], columns]

@@ -1,8 +1,8 @@
-"""Anomaly metrics from scores: average precision, ROC area and FPR95 of billions of pixels in constant memory.
+"""Anomaly metrics of billions of pixels in constant memory: average precision, ROC area and FPR95 with error bounds.
 
 A pixel is positive when it shows an anomaly, and a larger score means more anomalous. `ScoreHistogram` pools a whole
-set and bounds its own error; the exact figures of what can be sorted are in metrics.py. Both rank scores by their
-float32 bits, so nothing is squashed, clipped or rounded on the way.
+set and bounds its distance from the exact figures of `metrics.ranking_figures`. It ranks scores by their float32 bits,
+so nothing is squashed, clipped or rounded on the way.
 """
 
 import threading
@@ -39,16 +39,6 @@ def _sorted_keys(scores):
     keys = scores.view(np.int32)
     keys[: np.searchsorted(scores, np.float32(0))] ^= 0x7FFFFFFF
     return keys
-
-
-def _turned(bits):
-    """From bits to keys, and from keys to bits: int32, torch or numpy."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _as_scores(keys):
-    """The float32 scores of numpy int32 keys."""
-    return _turned(keys).view(np.float32)
 
 
 def _runs(keys, shifts):
@@ -266,7 +256,7 @@ class ScoreHistogram:
         found, alarms = ranked.tp + ranked.p, ranked.tp + ranked.p + ranked.fp + ranked.n
         f1 = 2 * found / (alarms + found[-1])
         best = int(np.argmax(f1))
-        return float(f1[best]), float(_as_scores(ranked.low[best : best + 1])[0])
+        return float(f1[best]), float(metrics.key_scores(ranked.low[best : best + 1])[0])
 
     def found_at(self, rate):
         """Share of positives that alarm when at most `rate` (0..1) of the negatives do; None where a kind is missing.
@@ -296,8 +286,8 @@ class ScoreHistogram:
         low, high, fp, _, n, _ = self._ranked(both=False)
         allowed = int(np.searchsorted((fp + n) / negatives, rate, side="right"))
         if allowed:
-            return float(_as_scores(low[allowed - 1 : allowed])[0])
-        return float(np.nextafter(_as_scores(high[:1]), np.float32(np.inf))[0])
+            return float(metrics.key_scores(low[allowed - 1 : allowed])[0])
+        return float(np.nextafter(metrics.key_scores(high[:1]), np.float32(np.inf))[0])
 
     def curves(self, points=200):
         """What to draw as ROC and precision-recall curve: {"fpr", "tpr", "precision", "threshold"}, lists of floats.
@@ -328,7 +318,9 @@ class ScoreHistogram:
         ranked = self._ranked(both=False)
         if not ranked.low.size:
             return None
-        scores, counts = (column[::-1] for column in (_as_scores(ranked.low).astype(np.float64), ranked.n + ranked.p))
+        scores, counts = (
+            column[::-1] for column in (metrics.key_scores(ranked.low).astype(np.float64), ranked.n + ranked.p)
+        )
         below = counts.cumsum()
         start, end = scores[np.searchsorted(below, below[-1] * np.array([0.001, 0.999]))]
         if start == end:
@@ -348,7 +340,7 @@ class ScoreHistogram:
         if ranked is None:
             return None
         fp, tp = ranked.fp + ranked.n, ranked.tp + ranked.p
-        return _as_scores(ranked.low), fp / fp[-1], tp / tp[-1], tp / (tp + fp)
+        return metrics.key_scores(ranked.low), fp / fp[-1], tp / tp[-1], tp / (tp + fp)
 
     def _ranked(self, both=True):
         """The bins as `_Ranked`; None where one kind of pixel is missing, unless `both` is not asked for."""

@@ -14,7 +14,6 @@ from anomaly.histogram import MANTISSA_BITS
 FIRST_DROP = 23 - MANTISSA_BITS  # low bits of a key that are dropped from the start: bins of 2**-11 of the score
 LAST_DROP = 31  # only the sign is left
 MAX_ENTRIES = 2_000_000  # bins of all images together, 12 bytes each
-DRAWN_AT_ONCE = 100  # samples
 CELLS = 1 << 18  # of (images + samples) x bins worked on at once, 8 bytes each
 SHARES = 2048  # neighbouring bins count as one while they hold less than 1 / SHARES of each kind's pixels
 
@@ -22,7 +21,7 @@ SHARES = 2048  # neighbouring bins count as one while they hold less than 1 / SH
 class ImageHistograms:
     """Mergeable counts of anomaly scores by image, for intervals of the pooled figures over images.
 
-    A bin holds all scores whose order-preserving keys (`metrics_scores`) share all but the lowest `drop` bits, and
+    A bin holds all scores whose order-preserving keys (`metrics.order_keys`) share all but the lowest `drop` bits, and
     counts them as ties. An image keeps only the bins that it fills; whenever all images together keep more than
     MAX_ENTRIES (24 MB), one bit more is dropped in all of them. `drop` is thus the smallest at which the images seen
     fit, in whatever order or shards they came.
@@ -76,8 +75,8 @@ class ImageHistograms:
         """
         if len(self._images) < 2:
             return None
-        table = _Table(self._images)
-        figures = [table.figures(weights) for weights in draw(table.images, samples, seed)]
+        table = BinTable(self._images)
+        figures = [table.figures(weights) for weights in metrics.bootstrap_draws(table.images, samples, seed)]
         figures = np.concatenate(figures, axis=1)  # (3, samples that have figures)
         if not figures.size:
             return None
@@ -111,18 +110,7 @@ def _summed(bins, counts):
     return bins[starts], np.add.reduceat(counts, starts, axis=1, dtype=counts.dtype)
 
 
-def draw(images, samples, seed):
-    """How often each image is in each sample: (up to DRAWN_AT_ONCE, images) float64 tensors, `samples` rows in all.
-
-    The draws are those of metrics.miou_interval with the same seed and as many images.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, samples, DRAWN_AT_ONCE):
-        drawn = torch.randint(images, (min(DRAWN_AT_ONCE, samples - start), images), generator=generator)
-        yield torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-
-
-class _Table:
+class BinTable:
     """The entries of all images by bin, highest first, ready to be weighted by image."""
 
     def __init__(self, images):

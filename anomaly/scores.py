@@ -1,15 +1,14 @@
 """Anomaly scores: logits (or features) of a segmentation model -> one float32 per pixel, larger = more anomalous.
 
-A score here looks at one pixel's logits and nothing else. Standardised max logits, which look at their neighbours, are
-in anomaly_sml.py; scores of features, and the statistics of the training split that they and the former need, in
-anomaly_features.py; both are reached from here.
+A score here looks at one pixel's logits and nothing else; the names of all scores, with those of `anomaly.sml` and
+`anomaly.features`, are read here.
 """
 
 from functools import partial
 
 import torch
 
-from anomaly.features import mahalanobis, similarity
+from anomaly.features import FEATURE_SCORES
 from anomaly.sml import PARTS
 from cli import UserError, nearest
 
@@ -105,7 +104,7 @@ def distance_sum(logits):
     logits: (N, C, H, W) float32 of a distance head, -||f - m_c||^2. Returns (N, H, W) float32.
     Raises: as msp, and ValueError for a logit above 0.
     Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation (2021), the Euclidean distance sum
-    (EDS), without its division by the picture's largest sum, which does not change the order within a picture.
+    (EDS), without its division by the image's largest sum, which does not change the order within an image.
     """
     _check_distances(logits)
     return logits.sum(dim=1)  # (N, H, W)
@@ -120,7 +119,7 @@ def distance_mix(logits, largest_sum, smallest_sum=0.0):
     (N, H, W) float32; features further out than a centre have P_eds < 0.
     Raises: as distance_sum, and ValueError unless 0 <= smallest_sum < largest_sum.
     Source: Cen et al., Deep Metric Learning for Open World Semantic Segmentation (2021), the mixture of EDS and MMSP.
-    Deviation: the paper divides by the picture's largest S, here by a constant of the centres, so that a pixel's score
+    Deviation: the paper divides by the image's largest S, here by a constant of the centres, so that a pixel's score
     depends on nothing but the pixel. Beware of smallest_sum = 0: S is never less than the smallest sum, which for
     equidistant centres is half the largest, so P_eds <= 0.5, a < 0.003, and the mixture is P_msp in all but name.
     """
@@ -154,24 +153,22 @@ def _check_distances(logits):
 # Names
 
 
-SCORES = {"msp": msp, "maxlogit": max_logit, "energy": energy, "entropy": entropy, "margin": margin}  # of logits alone
-DISTANCE_SCORES = {"prototype", "prototype-mix"}  # need the logits of a distance head
-FEATURES = {"similarity": similarity, "mahalanobis": mahalanobis}  # need the training split's ScoreStatistics, too
-FEATURE_SCORES = set(FEATURES)
-NAMES = (*SCORES, "sml", "prototype", "prototype-mix", "similarity", "mahalanobis", "residual")
+LOGIT_SCORES = {"msp": msp, "maxlogit": max_logit, "energy": energy, "entropy": entropy, "margin": margin}
+DISTANCE_SCORES = ("prototype", "prototype-mix")  # need the logits of a distance head
+NAMES = (*LOGIT_SCORES, "sml", *DISTANCE_SCORES, *FEATURE_SCORES, "residual")
 
 
-def of_logits(name, centres=None):
+def pixelwise_score(name, centres=None):
     """The function (N, C, H, W) -> (N, H, W) of a score that looks at one pixel's logits, None for another score.
 
-    centres: (C, C) of a distance head.
+    centres: (C, C) of a distance head, for 'prototype-mix'.
     """
     if name == "prototype":
         return distance_sum
     if name == "prototype-mix":
         smallest, largest = distance_sums(centres)
         return partial(distance_mix, largest_sum=largest, smallest_sum=smallest)
-    return SCORES.get(name)
+    return LOGIT_SCORES.get(name)
 
 
 def parse_scores(text):

@@ -10,6 +10,8 @@ import math
 
 import torch
 
+import metrics
+
 PARTS = ("standardise", "boundary", "smooth")  # in the order in which they are applied
 
 EXPANSIONS = 3  # the boundary is expanded by 3 pixels at first, then by 2, 1, 0
@@ -52,10 +54,7 @@ def standardise(top, labels, mean, std):
         raise ValueError(f"mean {tuple(mean.shape)} and std {tuple(std.shape)} must both be (C,)")
     if not bool(torch.isfinite(mean).all() & torch.isfinite(std).all() & (std >= 0).all()):
         raise ValueError(f"mean and std must be finite and std not negative, got {mean.tolist()} and {std.tolist()}")
-    if labels.numel():
-        low, high = (int(end) for end in labels.aminmax())
-        if low < 0 or high >= len(mean):
-            raise ValueError(f"label {low if low < 0 else high} is outside the classes 0..{len(mean) - 1}")
+    metrics.check_labels(labels, "label", len(mean))
     varied = std > SMALLEST_STD
     others = (mean[varied].mean(), std[varied].mean()) if bool(varied.any()) else (0.0, 1.0)
     mean, std = (torch.where(varied, own, other) for own, other in zip((mean, std), others, strict=True))
@@ -146,7 +145,6 @@ def _check(scores, labels=None):
         raise ValueError(f"max logits must be (N, H, W), got {tuple(scores.shape)}")
     if labels is None:
         return
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    metrics.check_labels(labels, "label")
     if labels.shape != scores.shape:
         raise ValueError(f"labels {tuple(labels.shape)} and max logits {tuple(scores.shape)} differ in shape")

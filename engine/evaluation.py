@@ -81,7 +81,7 @@ class EvaluationCounts:
                 raise ValueError(f"score {name} of image {index}: {error}") from None
             self.image_histograms.setdefault(name, ImageHistograms()).update(index, values, positives)
             if both:
-                self.image_scores.setdefault(name, {})[index] = metrics.image_anomaly_scores(values, positives)
+                self.image_scores.setdefault(name, {})[index] = metrics.ranking_figures(values, positives, nearest=True)
             if name in self.alarms:
                 self.add_alarms(name, target, found.labels, score >= self.alarms[name])
 

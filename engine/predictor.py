@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 import data
-from anomaly.scores import DISTANCE_SCORES, FEATURE_SCORES, FEATURES, NAMES, SCORES, energy, of_logits, sml_parts
+from anomaly.features import FEATURE_SCORES
+from anomaly.scores import DISTANCE_SCORES, LOGIT_SCORES, NAMES, energy, pixelwise_score, sml_parts
 from anomaly.sml import sml
 from cli import UserError
 from networks.blocks import Normalise
@@ -99,12 +100,12 @@ class Predictor:
         return not self.flip and self.scales == (1.0,) and self.window is None
 
     def scores(self):
-        """Names of the anomaly scores that this model and its statistics allow, in `anomaly.NAMES`' order."""
+        """Names of the anomaly scores that this model and its statistics allow, in `anomaly.scores.NAMES`' order."""
         distances = getattr(self.model, "centres", None) is not None
-        known = {*SCORES, *(DISTANCE_SCORES if distances else ())}
+        known = {*LOGIT_SCORES, *(DISTANCE_SCORES if distances else ())}
         known |= {"residual"} if hasattr(self.model, "residual_head") else set()
         known |= {"sml"} if "max_logit" in self.statistics else set()
-        known |= FEATURE_SCORES & self.statistics.keys()
+        known |= FEATURE_SCORES.keys() & self.statistics.keys()
         return [name for name in NAMES if name in known]
 
     def logits(self, images):
@@ -128,7 +129,7 @@ class Predictor:
         if logits.shape[1] > self.num_classes:
             answer["open"] = logits[:, self.num_classes :]
         for name in wanted:
-            score = FEATURES[name](outputs[FEATURE_MAPS[name]].float(), self.statistics[name])
+            score = FEATURE_SCORES[name](outputs[FEATURE_MAPS[name]].float(), self.statistics[name])
             answer[name] = score[:, None]
         return answer
 
@@ -281,7 +282,7 @@ def predict(answer, size, target=None, scores=(), statistics=None):
     labels, confidence, tops = torch.empty(size, dtype=torch.uint8), torch.empty(size), torch.empty(size)
     statistics = statistics or {}
     maps = {name: torch.empty(size) for name in scores}
-    pointwise = {name: f for name in scores if (f := of_logits(name, statistics.get("centres")))}
+    pointwise = {name: f for name in scores if (f := pixelwise_score(name, statistics.get("centres")))}
     nll, pixels = 0.0, 0
     for rows, strip in strips(answer["out"], size):
         top, best = strip.max(dim=0)

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import metrics
 from anomaly import intervals
-from anomaly.intervals import FIRST_DROP, LAST_DROP, MAX_ENTRIES, SHARES, ImageHistograms, _Table, draw
+from anomaly.intervals import FIRST_DROP, LAST_DROP, MAX_ENTRIES, SHARES, BinTable, ImageHistograms
 
 
 def draw_images(count, size, generator, step=None):
@@ -36,10 +35,8 @@ def direct_figures(images, weights):
         np.concatenate([np.tile(image[part].numpy(), int(times)) for image, times in zip(images, weights, strict=True)])
         for part in (0, 1)
     )
-    if positives.all() or not positives.any():
-        return None
-    fpr, tpr, _ = roc_curve(positives, scores, drop_intermediate=False)
-    return average_precision_score(positives, scores), roc_auc_score(positives, scores), fpr[tpr >= 0.95][0]
+    figures = metrics.ranking_figures(torch.from_numpy(scores), torch.from_numpy(positives))
+    return figures and list(figures.values())
 
 
 @pytest.mark.parametrize(("count", "size", "cells"), [(8, 40, 1 << 18), (2, 30, 1), (25, 120, 3000)])
@@ -47,9 +44,7 @@ def test_the_interval_is_that_of_a_direct_bootstrap_with_the_same_draws(count, s
     monkeypatch.setattr(intervals, "CELLS", cells)  # few: the bins come in blocks
     images = draw_images(count, size, torch.Generator().manual_seed(count), step=1 / 32)  # each score a bin of its own
     interval = histograms_of(images).interval(samples=150, seed=4, level=0.9)
-    weights = torch.cat(list(draw(count, 150, 4)))
-    assert weights.shape == (150, count)
-    assert (weights.sum(dim=1) == count).all()
+    weights = torch.cat(list(metrics.bootstrap_draws(count, 150, 4)))
     figures = [direct_figures(images, row) for row in weights.tolist()]
     figures = np.array([row for row in figures if row is not None])
     assert list(interval) == ["aupr", "auroc", "fpr95"]
@@ -60,28 +55,19 @@ def test_the_interval_is_that_of_a_direct_bootstrap_with_the_same_draws(count, s
 def test_samples_that_lack_a_kind_are_left_out():
     images = draw_images(6, 50, torch.Generator().manual_seed(1), step=1 / 32)
     images = [images[1]] + [(scores, torch.zeros_like(positives)) for scores, positives in images[1:]]
-    weights = torch.cat(list(draw(6, 200, 0)))
+    weights = torch.cat(list(metrics.bootstrap_draws(6, 200, 0)))
     assert 0.2 < (weights[:, 0] == 0).double().mean() < 0.5  # the only image with positives is not drawn
     figures = np.array([direct_figures(images, row) for row in weights.tolist() if row[0]])
     interval = histograms_of(images).interval(samples=200)
     assert interval["aupr"] == pytest.approx(np.quantile(figures[:, 0], [0.025, 0.975]).tolist(), abs=1e-12)
 
 
-def test_the_draws_are_those_of_the_miou_interval():
-    counts = torch.randint(1, 50, (7, 3, 4), generator=torch.Generator().manual_seed(0))
-    counts[:, 0] = counts.min(dim=1).values
-    weights = torch.cat(list(draw(7, 230, 5)))
-    values, _ = metrics.mean_iou((weights @ counts.double().flatten(1)).view(-1, 3, 4))
-    expected = metrics.miou_interval(counts, samples=230, seed=5)
-    assert np.quantile(values.numpy(), [0.025, 0.975]).tolist() == pytest.approx(expected, abs=1e-12)
-
-
 def test_continuous_scores_in_many_bins_give_nearly_the_exact_interval():
     images = draw_images(12, 20_000, torch.Generator().manual_seed(3))
     histograms = histograms_of(images)
-    table = _Table(histograms._images)
+    table = BinTable(histograms._images)
     assert SHARES < table.column[-1] + 1 <= 2 * SHARES < histograms.entries
-    weights = torch.cat(list(draw(12, 8, 0)))
+    weights = torch.cat(list(metrics.bootstrap_draws(12, 8, 0)))
     exact = np.array([direct_figures(images, row) for row in weights.tolist()])
     figures = table.figures(weights).T
     assert np.abs(figures - exact).max(axis=0).tolist() == pytest.approx([0, 0, 0], abs=1e-3)

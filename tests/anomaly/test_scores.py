@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly.features import FEATURE_SCORES
 from anomaly.scores import (
     DISTANCE_SCORES,
-    FEATURE_SCORES,
+    LOGIT_SCORES,
     NAMES,
-    SCORES,
     distance_mix,
     distance_sum,
     distance_sums,
@@ -24,7 +24,7 @@ from anomaly.scores import (
 )
 from cli import UserError
 
-EVERY = list(SCORES.values())
+EVERY = list(LOGIT_SCORES.values())
 SOFTMAX = [msp, entropy, margin]  # do not see a constant added to all logits
 
 
@@ -55,11 +55,11 @@ def distances(features, centres):
 # Scores of logits
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", LOGIT_SCORES)
 @pytest.mark.parametrize("scale", [0.01, 1, 5, 30])
 def test_a_score_is_its_definition(name, scale):
     logits = draw(3, scale=scale)
-    scores = SCORES[name](logits)
+    scores = LOGIT_SCORES[name](logits)
     assert scores.dtype == torch.float32
     assert scores.shape == (2, 6, 5)
     pixels = logits.permute(0, 2, 3, 1).reshape(-1, 7).tolist()
@@ -85,7 +85,7 @@ def test_max_logit_is_the_negative_largest_logit_bit_for_bit():
     scores = max_logit(logits)
     for n, y, x in ((0, 0, 0), (1, 5, 4), (0, 3, 2)):
         assert float(scores[n, y, x]) == -max(logits[n, :, y, x].tolist())
-    assert SCORES["maxlogit"] is max_logit
+    assert LOGIT_SCORES["maxlogit"] is max_logit
 
 
 @pytest.mark.parametrize("score", SOFTMAX)
@@ -256,10 +256,10 @@ def test_sums_that_cannot_be_are_refused():
 
 def test_names_are_in_the_agreed_order():
     pointwise = ("msp", "maxlogit", "energy", "entropy", "margin")
-    assert tuple(SCORES) == pointwise
+    assert tuple(LOGIT_SCORES) == pointwise
     others = ("sml", "prototype", "prototype-mix", "similarity", "mahalanobis", "residual")
     assert pointwise + others == NAMES
-    assert set(others) >= DISTANCE_SCORES | FEATURE_SCORES
+    assert set(others) >= {*DISTANCE_SCORES, *FEATURE_SCORES}
 
 
 def test_scores_are_read_as_written():

@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 import data
+from anomaly.features import FEATURE_SCORES
 from anomaly.histogram import ScoreHistogram
-from anomaly.scores import DISTANCE_SCORES, FEATURES, NAMES, SCORES, energy, sml_parts
+from anomaly.scores import DISTANCE_SCORES, LOGIT_SCORES, NAMES, energy, sml_parts
 from anomaly.sml import sml
 from cli import UserError
 from datasets.catalogue import hold_out
@@ -177,7 +178,7 @@ def test_every_score_of_an_image_is_its_function_on_the_resized_logits(colours):
     image, target = split.read(0)
     logits, _ = full_size_logits(predictor, split, 0)
     found = predict_image(predictor, image, target.shape, names).scores
-    for name, score in SCORES.items():
+    for name, score in LOGIT_SCORES.items():
         assert torch.allclose(found[name], score(logits[None])[0], atol=1e-5), name
     top, labels = logits.max(0)
     spread = predictor.statistics["max_logit"]
@@ -186,7 +187,7 @@ def test_every_score_of_an_image_is_its_function_on_the_resized_logits(colours):
         assert torch.allclose(found[name], expected, atol=1e-3), name
     maps = predictor.maps(predictor.geometry.resize(image)[None])
     for name, source in FEATURE_MAPS.items():
-        low = FEATURES[name](maps[source], predictor.statistics[name])[:, None]
+        low = FEATURE_SCORES[name](maps[source], predictor.statistics[name])[:, None]
         expected = F.interpolate(low, target.shape, mode="bilinear", align_corners=False)[0, 0]
         assert torch.allclose(found[name], expected, atol=1e-4, rtol=1e-4), name
 

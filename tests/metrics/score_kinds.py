@@ -1,4 +1,4 @@
-"""Anomaly scores of many kinds, for the tests of the exact figures and of the histogram."""
+"""Anomaly scores of many kinds, for the tests of what is counted of them."""
 
 import torch
 
