@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probes.finding import LIMITS, Exhibit, Finding, Tile
+from probes.finding import Exhibit, Finding, Tile
+from probes.limits import LIMITS
 
 PROBE = "data.label_agreement"
 REACH = 16  # pixels of the thumbnail that masks are moved by at most
@@ -379,8 +380,19 @@ def _fault(agreement, cause, what, files, mended, details=(), masks=(), whole=Fa
 # Saying it
 
 
-def label_agreement(pairs_of_split, sizes=None):
+def label_agreement(subject):
     """Do label borders lie on image edges more than mirrored, moved or other images' label borders do?
+
+    Returns the Findings of `judge_splits` on the pairs that the surveys keep pictures of.
+    """
+    pairs = {name: survey.pairs() for name, survey in subject.surveys.items()}
+    audits = subject.audits.values()
+    sizes = {audit.split.file(i): tuple(size) for audit in audits for i, size in enumerate(audit.image_sizes.tolist())}
+    return judge_splits(pairs, sizes)
+
+
+def judge_splits(pairs_of_split, sizes=None):
+    """The Findings on the masks of several splits.
 
     pairs_of_split: {split: [(file name, grey (h, w) uint8, target (h, w) uint8), …]}, the longer side at 240 pixels and
     targets in train ids from 253 on no label; sizes: {file name: (H, W)} of the originals, to give shifts in pixels.

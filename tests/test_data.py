@@ -17,7 +17,7 @@ from datasets.pairs import find_pairs
 from datasets.spec import UNKNOWN, VOID
 from engine.sampling import SampleRequest, draw_requests, share_batches
 from networks.blocks import MEAN, Normalise
-from probes.files import audit_files
+from probes.files import judge_files
 from tests.conftest import write_folder_set
 
 GRID = (12, 16)
@@ -393,7 +393,7 @@ def test_values_that_are_no_class_number_stay_what_they_are(folder_set, pixels, 
     assert "colours" not in str(caught.value)
     audit = audit_split(open_folder(folder_set), GRID, images=False)
     assert audit.fault()[0] == "unknown_labels"
-    finding = audit_files({"train": audit})
+    finding = judge_files({"train": audit})
     assert (finding.verdict, finding.cause) == ("fail", "unknown_labels")
     assert "colours" not in finding.why
 

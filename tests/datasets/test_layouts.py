@@ -27,7 +27,7 @@ from datasets.miscoded import NEVER_LABELLED, hidden_fault, likely_cause, starts
 from datasets.pairs import cut_of, find_pairs, lies_in
 from datasets.scenes import ADE20K
 from datasets.spec import by_condition
-from probes.files import audit_files
+from probes.files import judge_files
 from probes.finding import CAUSES
 from tests.conftest import TINY
 from tests.test_errors import is_one_error_line, run
@@ -919,7 +919,7 @@ def test_cocostuffs_names_stand_at_cocos_ids_less_one():
 
 def test_the_doctor_names_a_hidden_coding_as_the_fault_of_the_files(tmp_path):
     recode(BY_ID["idd-labellevel3Ids"], tmp_path, range(19))
-    finding = audit_files({"train": audits_of("idd", tmp_path, ["train"])[0]})
+    finding = judge_files({"train": audits_of("idd", tmp_path, ["train"])[0]})
     assert (finding.verdict, finding.cause) == ("fail", "other_coding")
     assert "labellevel3Ids" in finding.remedy
     assert finding.json()["consequences"]

@@ -9,7 +9,7 @@ import pytest
 import cli
 from engine.optim import Schedule, add_optim_flags
 from probes.finding import CAUSES
-from probes.training_log import training_log
+from probes.training_log import judge_log
 from tests.conftest import TINY, run_script
 
 TOTAL = 400
@@ -45,7 +45,7 @@ def make_log(config, losses=None, norms=None, rates=None, validation=None, steps
 
 def look(lines, config):
     """{probe: Finding}, each fit for JSON and of a known cause."""
-    findings = training_log(lines, config)
+    findings = judge_log(lines, config)
     for finding in findings:
         json.dumps(finding.json(), allow_nan=False)
     assert [f.probe for f in findings] == ["log.learning_rate", "log.loss", "log.gradients", "log.fit"]
