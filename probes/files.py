@@ -150,11 +150,9 @@ def _clamped(surveys):
         f"masks look like pictures whose values were clamped into the classes: in {_counted(surveys, rows)} the "
         f"highest value fills {share:.0%}, and those between are speckles or borders, never an area",
         cause="clamped_masks",
-        value=_largest_share(surveys, rows),
-        reference=LIMITS["faulty_files"].value,
         remedy="export class numbers; never clip or clamp a mask",
         evidence={"files": _names(surveys, rows), "highest_value_share": share},
-        exhibits=[_flagged_exhibit(surveys, rows)],
+        **_share_and_first(surveys, rows),
     )
 
 
@@ -202,11 +200,9 @@ def _highest_alone(surveys):
         f"{_counted(surveys, rows)} hold the class of the highest number and no other, where most masks hold several: "
         "as if their values were clamped",
         cause="clamped_masks",
-        value=_largest_share(surveys, rows),
-        reference=LIMITS["faulty_files"].value,
         remedy="look at these masks: if they should show more than one class, export class numbers anew, never clamped",
         evidence={"files": _names(surveys, rows)},
-        exhibits=[_flagged_exhibit(surveys, rows)],
+        **_share_and_first(surveys, rows),
     )
 
 
@@ -366,11 +362,9 @@ def odd_images(subject):
             verdict,
             "; ".join(f"{_counted(surveys, r)} are {ODD[c]}" for c, (r, v) in found.items() if v != "pass"),
             cause=cause,
-            value=_largest_share(surveys, rows),
-            reference=LIMITS["faulty_files"].value,
             remedy="replace these images by the originals, or take the pairs out",
             evidence={c: _names(surveys, r) for c, (r, _) in found.items()},
-            exhibits=[_flagged_exhibit(surveys, rows)],
+            **_share_and_first(surveys, rows),
         )
     ]
 
@@ -397,6 +391,12 @@ def _counted(surveys, rows):
 
 def _names(surveys, rows):
     return [surveys[name].files[row] for name, found in rows.items() for row in found][:LISTED]
+
+
+def _share_and_first(surveys, rows):
+    """What a finding about flagged files is judged by, and its exhibit."""
+    value, reference = _largest_share(surveys, rows), LIMITS["faulty_files"].value
+    return {"value": value, "reference": reference, "exhibits": [_flagged_exhibit(surveys, rows)]}
 
 
 def _flagged_exhibit(surveys, rows):

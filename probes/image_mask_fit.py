@@ -211,9 +211,13 @@ def _surely_better(margins):
     its spread whatever the share of faulty files is.
     """
     size = np.abs(margins)
-    spread = 1.4826 * np.median(np.abs(size - np.median(size)))  # as a normal distribution's standard deviation
-    chance = LIMITS["agreement_spreads"].value * spread - np.median(size)
+    chance = LIMITS["agreement_spreads"].value * _spread(size) - np.median(size)
     return margins >= max(LIMITS["agreement_margin"].value, chance)
+
+
+def _spread(values):
+    """The standard deviation of a normal distribution with these values' median distance from their median."""
+    return 1.4826 * np.median(np.abs(values - np.median(values)))
 
 
 def _usual(agreement):
@@ -340,9 +344,8 @@ def _nothing_fits(agreement):
 def _foreign_files(agreement, free, _sizes):
     """Masks that fit their image far worse than the others do theirs: another image's, or nobody's."""
     fit, usual = agreement.fit, _usual(agreement)
-    spread = 1.4826 * np.median(np.abs(fit - np.median(fit)))
     suspicious = free & (fit < usual / 2)
-    outlying = suspicious & (fit < np.median(fit) - LIMITS["agreement_spreads"].value * spread)
+    outlying = suspicious & (fit < np.median(fit) - LIMITS["agreement_spreads"].value * _spread(fit))
     if not suspicious.any():
         return
     partners = best_partners(agreement)
