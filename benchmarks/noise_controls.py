@@ -10,7 +10,7 @@ repeated    one noise image for each image     -> memorised (16 images, so that 
 """
 
 import sys
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,15 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
 import data
-import metrics
-from datasets.audit import audit_split
-from engine.devices import open_dataset
-from probes.noise_test import fresh_noise, noise_test
+from probes.noise_test import TrainingSettings, noise_test
+from probes.replacement_inputs import noise
+from probes.subject import Subject
 
 
-def real(images, _targets, _generator):
+def real(images, targets, _generator):
     """The images themselves."""
-    return images
+    return images, targets
 
 
 def leak(images, targets, generator):
@@ -35,56 +34,42 @@ def leak(images, targets, generator):
     step = 110 // max(1, int(targets[targets < 254].max()))
     sign = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
     size = step * targets.clamp(max=110 // step)[..., None].int()
-    return (127 + sign * (size + torch.randint(0, step + 1, images.shape, generator=generator))).to(torch.uint8)
+    noisy = 127 + sign * (size + torch.randint(0, step + 1, images.shape, generator=generator))
+    return noisy.to(torch.uint8), targets
 
 
-def repeated(images, _targets, _generator):
+def repeated(images, targets, _generator):
     """Noise drawn from a seed that the image itself gives: always the same for the same image."""
-    noise = []
-    for image in images:
-        generator = torch.Generator().manual_seed(int(image.long().sum()))
-        noise.append(torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator))
-    return torch.stack(noise)
+    seeded = (torch.Generator().manual_seed(int(image.long().sum())) for image in images)
+    return torch.stack([noise(images[0], targets[0], generator)[0] for generator in seeded]), targets
 
 
-CONTROLS = {
-    "healthy": (fresh_noise, {}, None),
-    "lr 0": (fresh_noise, {"lr": 0.0, "iters": 20}, "nothing_learnt"),
-    "real": (real, {}, "noise_is_not_noise"),
-    "leak": (leak, {}, "label_leak"),
-    "repeated": (repeated, {"limit": 16, "fresh": False}, "memorised_noise"),
+CONTROLS = {  # name: (what replaces the images, whether it is declared fresh, training images, settings, cause)
+    "healthy": (noise, True, None, {}, None),
+    "lr 0": (noise, True, None, {"lr": 0.0, "iters": 20}, "nothing_learnt"),
+    "real": (real, True, None, {}, "noise_is_not_noise"),
+    "leak": (leak, True, None, {}, "label_leak"),
+    "repeated": (repeated, False, 16, {}, "memorised_noise"),
 }
 
 
-def main():
+def main(words=None):
     """Run every control; exit code 1 if one comes out as something else."""
     parser = cli.Parser(__doc__)
     data.add_data_flags(parser)
     parser.add_argument("--only", choices=list(CONTROLS), help="one of them; empty: all")
-    args = parser.parse_args()
-    spec, root = open_dataset(**data.dataset_options(args))
+    args = parser.parse_args(words)
+    settings = TrainingSettings(iters=600, workers=args.workers)
+    train, val, *_ = Subject.open(**data.dataset_options(args), limit=args.limit).splits.values()
     wrong = 0
-    for name, (make, changes, expected) in CONTROLS.items():
+    for name, (change, fresh, images, changes, expected) in CONTROLS.items():
         if args.only not in (None, name):
             continue
-        settings = {
-            "model": "fpn_mobilenet_v2",
-            "weights": "none",
-            "freeze": "none",
-            "aux_task": "none",
-            "image_size": [120, 160],
-            "batch_size": 8,
-            "lr": 2e-3,
-            "iters": 600,
-        }
-        settings |= {"seed": 0, "workers": args.workers, "limit": args.limit, "fresh": True} | changes
-        chosen = Namespace(**settings)
-        splits = {
-            s: data.open_split(spec, root, s, chosen.limit if s == "train" else args.limit) for s in ("train", "val")
-        }
-        audits = {s: audit_split(split, metrics.GRID) for s, split in splits.items()}
-        progress = cli.Progress(chosen.iters, name, "steps")
-        finding = noise_test(chosen, splits, audits, torch.device("cpu"), make, chosen.fresh, progress.update)
+        few = replace(train, pairs=train.pairs[:images]) if images else train
+        one = Subject({"train": few, "val": val}, settings=replace(settings, **changes))
+        progress = cli.Progress(one.settings.iters, name, "steps")
+        one.tell = lambda done, _total, progress=progress: progress.update(done)
+        [finding] = noise_test(one, change, fresh)
         progress.close()
         as_expected = finding.cause == expected
         wrong += not as_expected

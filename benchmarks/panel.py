@@ -1,4 +1,4 @@
-"""Does the doctor name what is wrong, and stay silent where nothing is?
+"""Does a diagnosis name what is wrong, and stay silent where nothing is?
 
     python benchmarks/panel.py --camvid DIR [--weights FILE]      both sets; about 25 minutes on 2 quiet cores
     python benchmarks/panel.py                                    streets alone
@@ -38,6 +38,7 @@ from benchmarks.panel_faults import (
 from datasets.catalogue import build_spec
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.devices import open_dataset
+from probes.registry import PROBES
 
 REPO_ROOT = str(Path(__file__).resolve().parent.parent)
 COUNTS = {"train": 120, "val": 40, "test": 60}
@@ -52,7 +53,7 @@ HEALTHY = {  # name: (flags, whether --weights apply)
     "U-Net": ("--model unet_mobilenet_v2 --epochs 8", True),
     "ViT": ("--model vit_tiny --epochs 12", False),
 }
-MODEL_PROBES = [name for name, probe in diagnose.PROBES.items() if probe.group in ("model", "shortcut")]
+MODEL_PROBES = [name for name, probe in PROBES.items() if probe.group in ("model", "shortcut")]
 
 
 @dataclass
@@ -155,7 +156,7 @@ def model_words(best, root):
 
 def foreign_words(name, path, root):
     """The same for somebody else's model, which has no log."""
-    only = ",".join(name for name in MODEL_PROBES if diagnose.PROBES[name].needs != "ckpt")
+    only = ",".join(name for name in MODEL_PROBES if PROBES[name].needs != "ckpt")
     size = BASES[name].split()[1]
     words = ["--model-from", f"{path}:build", "--dataset", name, "--data-dir", root, "--limit", "120"]
     return [*words, "--image-size", size, "--only", only]
@@ -177,7 +178,7 @@ def checkpoint_cases(args, name, root, base):
         if is_wanted(args, fault_name):
             path = folder / f"{fault_name.replace(' ', '_')}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(WRAPPER.format(house=REPO_ROOT, path=str(base.resolve()), line=line))
+            path.write_text(WRAPPER.format(root=REPO_ROOT, path=str(base.resolve()), line=line))
             yield Case(name, fault_name, cause, foreign_words(name, path, root))
 
 
@@ -201,7 +202,7 @@ def healthy_cases(args, name, root):
     if is_wanted(args, "healthy foreign"):
         base = train_run(folder / "late", base_words(name, root, args, HEALTHY["late"][0]))
         path = folder / "healthy_foreign.py"
-        path.write_text(WRAPPER.format(house=REPO_ROOT, path=str(base.resolve()), line=HEALTHY_FOREIGN))
+        path.write_text(WRAPPER.format(root=REPO_ROOT, path=str(base.resolve()), line=HEALTHY_FOREIGN))
         yield Case(name, "healthy foreign", None, foreign_words(name, path, root))
 
 
@@ -274,11 +275,11 @@ def _values(findings):
     return f"{values[0]:.3g} to {values[-1]:.3g} ({len(values)})" if values else "-"
 
 
-def main():
+def main(words=None):
     """Run the panel."""
     parser = cli.Parser(__doc__)
     add_panel_flags(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if not Path(args.streets).exists():
         open_dataset("streets", args.streets)
     cases, start = [], time.perf_counter()

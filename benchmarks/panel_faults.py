@@ -1,7 +1,7 @@
 """The faults that `panel.py` plants: in a data set's files, in a checkpoint, in the code that trains.
 
-Each is as small as the real thing: files are changed, weights are moved, a line of training goes missing. What the
-doctor should call it stands beside it.
+Each is as small as the real thing: files are changed, weights are moved, a line of training goes missing. The cause
+that a diagnosis should name stands beside it.
 """
 
 import io
@@ -242,7 +242,7 @@ import sys
 
 import torch
 
-sys.path.insert(0, {house!r})
+sys.path.insert(0, {root!r})
 from engine import checkpoint
 
 

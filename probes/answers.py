@@ -15,7 +15,10 @@ from torch.nn import functional as F
 
 import data
 import metrics
-from probes.finding import LIMITS, Exhibit, Finding, Tile
+from probes.finding import Exhibit, Finding, Tile
+from probes.limits import LIMITS, stands_out
+
+NOT_SEEN = "the image does not reach the output: check normalisation, frozen layers and batch-norm statistics"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The sample, and how a model is asked about it
@@ -42,6 +45,12 @@ class Sample:
         """The sample of the pairs at these places."""
         parts = (self.images, self.targets, self.files, self.sizes)
         return Sample(*([part[i] for i in places] for part in parts), self.classes)
+
+    def of_one_size(self):
+        """The pairs of its most common size, so that batches can be made of them."""
+        shapes = [target.shape for target in self.targets]
+        most = max(shapes, key=shapes.count)
+        return self.take([i for i, shape in enumerate(shapes) if shape == most])
 
     def thin(self, count):
         """At most `count` of its pairs, evenly spaced."""
@@ -130,21 +139,17 @@ def floor_of(sample, num_classes, layout_map=None):
     return max(float(shares.max()) / len(shares), float((shares / (2 - shares)).mean()))
 
 
-def stands_out(miou, floor):
-    """Whether a score is clearly above what needs no image: below that a model's answers prove nothing."""
-    return miou > floor + LIMITS["above_floor"].value
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What the answers are
 
 
-def softmax_inside(predictor, sample):
+def softmax_inside(subject):
     """Are the answers probabilities already? A loss or a score that takes logits would apply softmax again."""
+    predictor, sample = subject.predictor, subject.sample
     name, low, high, sums, logs = "model.softmax", np.inf, -np.inf, 0.0, 0.0
     for logits in ask(predictor, sample.thin(8)):
         if len(logits) < 2:
-            return Finding(name, "skip", "a model of a single class has nothing to sum over")
+            return [Finding(name, "skip", "a model of a single class has nothing to sum over")]
         low, high = min(low, float(logits.min())), max(high, float(logits.max()))
         sums = max(sums, float((logits.sum(0) - 1).abs().max()))
         logs = max(logs, float(logits.logsumexp(0).abs().max()))
@@ -154,15 +159,15 @@ def softmax_inside(predictor, sample):
     if low >= -tolerance and sums <= tolerance:
         why = f"the answers lie between {low:.3g} and {high:.3g} and sum to 1 at every pixel: they are probabilities"
         remedy = "take softmax out of the model: cross-entropy and the anomaly scores apply it themselves"
-        return Finding(name, "fail", why, cause="softmax_inside", remedy=remedy, **about)
+        return [Finding(name, "fail", why, cause="softmax_inside", remedy=remedy, **about)]
     if low >= 0 and high <= 1:
         why = f"the answers lie between {low:.3g} and {high:.3g}, as after a sigmoid"
         remedy = "take the sigmoid out of the model, unless its loss is made for it: cross-entropy wants logits"
-        return Finding(name, "warn", why, cause="softmax_inside", remedy=remedy, **about)
+        return [Finding(name, "warn", why, cause="softmax_inside", remedy=remedy, **about)]
     if logs <= tolerance:
         why = "the answers are logarithms of probabilities: as good for cross-entropy, but energy is 0 everywhere"
-        return Finding(name, "pass", why, **about)
-    return Finding(name, "pass", f"the answers are logits, between {low:.3g} and {high:.3g}", **about)
+        return [Finding(name, "pass", why, **about)]
+    return [Finding(name, "pass", f"the answers are logits, between {low:.3g} and {high:.3g}", **about)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,13 +179,14 @@ def _on_grid(mask):
     return torch.from_numpy(metrics.resize_nearest(mask.numpy()))
 
 
-def collapse(predictor, sample):
+def collapse(subject):
     """Does the model use its classes, and give different images different masks?"""
+    predictor, sample = subject.predictor, subject.sample
     name, classes, labels = "model.collapse", sample.classes, label_maps(predictor, sample)
     confusion = count(labels, sample, predictor.num_classes)
     predicted, wanted = confusion.sum(0).double(), confusion.sum(1).double()
     if not wanted.any():
-        return Finding(name, "skip", "no labelled pixel in the sample")
+        return [Finding(name, "skip", "no labelled pixel in the sample")]
     top = int(predicted.argmax())
     share, true_share = float(predicted[top] / predicted.sum()), float(wanted[top] / wanted.sum())
     agreement, true_agreement = _agreement(labels), _agreement(sample.targets)
@@ -192,14 +198,13 @@ def collapse(predictor, sample):
     if share > LIMITS["one_class"].value and share > true_share + 0.05:
         why = f"{share:.1%} of the pixels are called {classes[top]}, which holds {true_share:.1%} of them"
         remedy = "if gradient flow and labels are sound: lower --lr, train longer, then --class-weights sqrt"
-        return Finding(name, "fail", why, cause="collapse", remedy=remedy, **about)
+        return [Finding(name, "fail", why, cause="collapse", remedy=remedy, **about)]
     if agreement is not None and agreement > LIMITS["same_mask"].value and agreement > true_agreement + 0.05:
         why = f"different images get the same mask ({agreement:.1%} of the pixels agree; targets: {true_agreement:.1%})"
-        remedy = "the image does not reach the output: check normalisation, frozen layers and batch-norm statistics"
         about["exhibits"] = [_masks_of(sample, labels)]
-        return Finding(name, "fail", why, cause="ignores_the_image", remedy=remedy, **about)
+        return [Finding(name, "fail", why, cause="ignores_the_image", remedy=NOT_SEEN, **about)]
     why = f"{active} of {len(classes)} classes are active, masks differ between images"
-    return Finding(name, "pass", why, **about)
+    return [Finding(name, "pass", why, **about)]
 
 
 def _agreement(masks):
@@ -256,13 +261,14 @@ def assign(gain):
     return column_of
 
 
-def class_assignment(predictor, sample, layout_map=None):
+def class_assignment(subject):
     """Would another naming of the predicted classes fit the targets far better?"""
+    predictor, sample, layout_map = subject.predictor, subject.sample, subject.layout_map
     name, classes, num_classes = "model.class_ids", sample.classes, predictor.num_classes
     confusion = count(label_maps(predictor, sample), sample, num_classes)
     wanted, predicted = confusion.sum(1), confusion.sum(0)
     if not wanted.any():
-        return Finding(name, "skip", "no labelled pixel in the sample")
+        return [Finding(name, "skip", "no labelled pixel in the sample")]
     union = wanted[:, None] + predicted[None] - confusion
     iou = (confusion / union.clamp(min=1)).numpy()  # (C, C) [target, prediction]
     column_of = assign(iou)
@@ -277,18 +283,18 @@ def class_assignment(predictor, sample, layout_map=None):
     about = {"value": best, "reference": now, "evidence": evidence}
     if len(moved) < 2 or not stands_out(best, floor):
         shown = f"the best assignment of classes gives mIoU {best:.3f}, their own names {now:.3f}"
-        return Finding(name, "pass", shown, **about)
+        return [Finding(name, "pass", shown, **about)]
     offset, times = Counter((column_of[moved] - moved).tolist()).most_common(1)[0]
     about["exhibits"] = [Exhibit("which class is predicted where each class is", confusion=confusion.numpy())]
     gives = f"mIoU {best:.3f} instead of {now:.3f}"
     if times >= LIMITS["one_offset"].value * len(moved):
         why = f"the prediction is the target's number {offset:+d} for {times} classes: read so, the model has {gives}"
         remedy = "number the classes as in training: look for a class 0 that was added or dropped"
-        return Finding(name, "fail", why, cause="class_ids_shifted", remedy=remedy, **about)
+        return [Finding(name, "fail", why, cause="class_ids_shifted", remedy=remedy, **about)]
     shown = ", ".join(f"{there} where {here} is" for here, there in list(pairs.items())[:4])
     why = f"{len(moved)} classes go by other names ({shown}): renamed, the model has {gives}"
     remedy = "give the classes the order that the model was trained with"
-    return Finding(name, "fail", why, cause="class_ids_permuted", remedy=remedy, **about)
+    return [Finding(name, "fail", why, cause="class_ids_permuted", remedy=remedy, **about)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -333,13 +339,14 @@ def fit_offset(labels, targets, num_classes):
     return figures | {"errors_mended": mended, "gains": gains}
 
 
-def prediction_shift(predictor, sample, layout_map=None):
+def prediction_shift(subject):
     """Do the masks fit the targets better when they are moved? By whole pixels of the network's size."""
+    predictor, sample, layout_map = subject.predictor, subject.sample, subject.layout_map
     name, num_classes = "model.shift", predictor.num_classes
     labels = label_maps(predictor, sample)
     fit = fit_offset(labels, sample.targets, num_classes)
     if fit is None:
-        return Finding(name, "skip", "no labelled pixel away from the border of the sample's images")
+        return [Finding(name, "skip", "no labelled pixel away from the border of the sample's images")]
     down, right, gains = fit["down"], fit["right"], fit.pop("gains")
     back = [label.roll((-down, -right), (0, 1)) for label in labels]
     miou, floor = miou_of(back, sample, num_classes), floor_of(sample, num_classes, layout_map)
@@ -353,7 +360,7 @@ def prediction_shift(predictor, sample, layout_map=None):
     clear = fit["errors_mended"] > LIMITS["errors_mended"].value and fit["images_helped"] > 0.75
     if not (far and clear and stands_out(miou, floor)):
         why = f"the masks fit best {down:+d} down and {right:+d} right: {shown}"
-        return Finding(name, "pass", why, **about)
+        return [Finding(name, "pass", why, **about)]
     why = (
         f"the masks lie {down:+d} down and {right:+d} right of the targets in pixels of the network's size "
         f"({original[0]:+.1f} and {original[1]:+.1f} in the first image's own): moved back, {shown}"
@@ -361,7 +368,7 @@ def prediction_shift(predictor, sample, layout_map=None):
     remedy = "look for padding that is not cut off, a crop on one side only, or masks that were moved"
     worst = int(gains.argmax())
     about["exhibits"] = [_beside(sample, worst, {"target": sample.targets[worst], "prediction": labels[worst]})]
-    return Finding(name, "fail", why, cause="shifted_predictions", remedy=remedy, **about)
+    return [Finding(name, "fail", why, cause="shifted_predictions", remedy=remedy, **about)]
 
 
 def _beside(sample, place, masks):
@@ -401,19 +408,20 @@ def flip_figures(labels, mirrored, targets, num_classes):
     return {name: sums[name] / max(1, sums[whole]) for name, whole in shares.items()} | {"sided": sums["sided"]}
 
 
-def flip_equivariance(predictor, sample, layout_map=None):
+def flip_equivariance(subject):
     """Does a mirrored image get the mirrored mask?
 
     A model trained on images that were flipped without their masks gives both the same mask, or one that is its own
     mirror image. Judged where targets differ from their mirror images, so that symmetric scenes prove nothing.
     """
+    predictor, sample, layout_map = subject.predictor, subject.sample, subject.layout_map
     name, num_classes = "model.flip", predictor.num_classes
     labels = label_maps(predictor, sample)
     mirrored = label_maps(predictor, sample, change=lambda images: images.flip(2))
     figures = flip_figures(labels, mirrored, sample.targets, num_classes)
     miou, floor = miou_of(labels, sample, num_classes), floor_of(sample, num_classes, layout_map)
     if not figures["sided"]:
-        return Finding(name, "skip", "every target of the sample is its own mirror image")
+        return [Finding(name, "skip", "every target of the sample is its own mirror image")]
     unturned = figures["unturned"] / max(figures["turned"] + figures["unturned"], 1e-9)
     evidence = figures | {"unturned_share": unturned, "miou": miou, "layout_floor": floor}
     about = {"value": unturned, "reference": LIMITS["unturned"].value, "evidence": evidence}
@@ -424,12 +432,12 @@ def flip_equivariance(predictor, sample, layout_map=None):
     same = figures["invariant"] - figures["symmetric"] > LIMITS["same_when_mirrored"].value
     symmetric = figures["symmetric"] - figures["symmetric_target"] > LIMITS["too_symmetric"].value
     if not (unturned > LIMITS["unturned"].value and (same or symmetric) and stands_out(miou, floor)):
-        return Finding(name, "pass", shown, **about)
+        return [Finding(name, "pass", shown, **about)]
     remedy = "flip masks together with images in training, then train again"
     pairs = zip(labels, mirrored, strict=True)
     place = int(np.argmax([float((a == b).float().mean() - (a.flip(1) == a).float().mean()) for a, b in pairs]))
     about["exhibits"] = [_flip_exhibit(sample, place, labels[place], mirrored[place])]
-    return Finding(name, "fail", shown, cause="flip_missed_masks", remedy=remedy, **about)
+    return [Finding(name, "fail", shown, cause="flip_missed_masks", remedy=remedy, **about)]
 
 
 def _flip_exhibit(sample, place, label, mirrored):

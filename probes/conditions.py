@@ -6,7 +6,6 @@ figures say what the score rests on: noise and wrong pairs can teach the labels'
 be permuted without loss; a random backbone, shapes without content and content without layout each teach a part.
 """
 
-import copy
 import time
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,8 +15,9 @@ from torch import nn
 
 import data
 from engine.sampling import draw_requests
-from probes.finding import LIMITS, Exhibit, Finding
-from probes.noise_test import figures, judge, leaks, learn, noise_test, prepare
+from probes.finding import Exhibit, Finding
+from probes.limits import LIMITS
+from probes.noise_test import NOTHING_LEARNT, figures, judge, leaks, learn, noise_test, prepare, validate
 from probes.replacement_inputs import flat_segments, noise, other_images, permuted_ids, shuffled_patches
 
 FIGURES = ("loss", "miou", "pixel_accuracy", "active_classes")  # of one validation, loss in nats per pixel
@@ -27,10 +27,10 @@ REAL = {"real images": None}  # the validation split as it is
 class Condition(NamedTuple):
     """One way to train.
 
-    trained_on: in words. change: of every training batch, a function of `probes_inputs`, None for none. validated_on:
-    {in words: change of the validation images}; the first is noted along the way, all at the end. permuted: "pairs"
-    gives each training image another one's target for good, "ids" renames the classes in the training targets. freeze,
-    weights: in place of the flags of that name, None for the flag.
+    trained_on: in words. change: of every training batch, a function of `probes.replacement_inputs`, None for none.
+    validated_on: {in words: change of the validation images}; the first is noted along the way, all at the end.
+    permuted: "pairs" gives each training image another one's target for good, "ids" renames the classes in the training
+    targets. freeze, weights: in place of the settings of that name, None for those.
     """
 
     trained_on: str
@@ -62,21 +62,29 @@ LAYOUT_ONLY = ("noise", *WRONG_PAIRS)  # where no image tells anything of its ta
 # Training under a condition
 
 
-def run_condition(name, args, splits, audits, device, progress=None):
-    """Train `args.model` for `args.iters` steps under the condition `name` of CONDITIONS.
+def train_under(subject, name):
+    """Train under the condition `name` of CONDITIONS; `subject.rows` notes the outcome.
 
-    args: as for `probes_noise.prepare`, and workers; splits, audits: {"train", "val"}; progress(steps) after each step.
+    Returns no finding yet: `judge_conditions` compares all rows when they are there. Raises as `run_condition` does.
+    """
+    subject.rows.append(run_condition(subject, name))
+    return []
+
+
+def run_condition(subject, name):
+    """Train as `subject.settings` say under the condition `name` of CONDITIONS, on the splits "train" and "val".
+
     Returns plain values: {"condition", "skipped": why it could not run or None, "validated_on", and at the end of the
     training "loss" (nats per pixel), "miou", "pixel_accuracy", "active_classes"; "curve": [these four, "iteration" and
     "train_loss"]; "others": [these four and "validated_on"] of further validations; "seconds"}.
-    Raises: UserError for a model, weights or a freezing rule that does not exist.
+    Raises: UserError for faulty files or labels, a model, weights or a freezing rule that does not exist.
     """
-    start, condition = time.perf_counter(), CONDITIONS[name]
-    if reason := find_obstacle(name, args, splits["train"]):
+    audits, condition, start = subject.clean_audits, CONDITIONS[name], time.perf_counter()
+    if reason := find_obstacle(name, subject.settings, subject.splits["train"]):
         return _row(name, [], [{"validated_on": next(iter(condition.validated_on))}], 0.0, reason)
     if name == "noise":
-        return noise_row(noise_test(args, splits, audits, device, progress=progress))
-    curve, views = _train(condition, args, splits, audits, device, progress)
+        return noise_row(*noise_test(subject))
+    curve, views = _train(condition, subject, audits["train"])
     return _row(name, curve, views, time.perf_counter() - start)
 
 
@@ -92,13 +100,13 @@ def _row(name, curve, views, seconds, skipped=""):
     return {**about, "curve": curve, "others": views[1:], "seconds": seconds}
 
 
-def find_obstacle(name, args, train):
+def find_obstacle(name, settings, train):
     """Why a condition cannot run on a training split, or ""."""
-    if len(train) < 2 or args.batch_size < 2:
+    if len(train) < 2 or settings.batch_size < 2:
         return "a batch of one image: batch norm needs two, and no other image can take its place"
     if name == "class_permutation" and train.spec.num_classes < 2:
         return "a single class cannot be permuted"
-    if name == "frozen_backbone" and args.weights == "none":
+    if name == "frozen_backbone" and settings.weights == "none":
         return "no pretrained backbone to freeze; give --weights"
     return ""
 
@@ -108,29 +116,30 @@ def last_figures(curve):
     return {name: curve[-1][name] for name in FIGURES} if curve else {}
 
 
-def _train(condition, args, splits, audits, device, progress):
+def _train(condition, subject, audit):
     """Train and validate; returns the curve and [{"validated_on", **FIGURES}], the curve's own validation first."""
-    args, train, val = copy.copy(args), splits["train"], splits["val"]
-    args.freeze, args.weights = condition.freeze or args.freeze, condition.weights or args.weights
+    settings, train, val = subject.settings, subject.splits["train"], subject.splits["val"]
+    changed = {"freeze": condition.freeze, "weights": condition.weights}
+    settings = replace(settings, **{name: value for name, value in changed.items() if value})
     change, permutation = condition.change, None
     if condition.permuted == "pairs":
-        train = RepairedSplit(**vars(train), partners=draw_derangement(len(train), args.seed))
+        train = RepairedSplit(**vars(train), partners=draw_derangement(len(train), settings.seed))
     if condition.permuted == "ids":
-        permutation = draw_derangement(train.spec.num_classes, args.seed)
+        permutation = draw_derangement(train.spec.num_classes, settings.seed)
         change = permuted_ids(permutation)
-    ready = prepare(args, audits["train"], device, change)
-    if condition.freeze and args.weights == "none":
-        measure_norms(ready, train, args)
+    ready = prepare(settings, audit, subject.device, change)
+    if condition.freeze and settings.weights == "none":
+        measure_norms(ready, train, settings)
     views = [(about, ready.predictor, changed) for about, changed in condition.validated_on.items()]
     if permutation:
         renamed = replace(ready.predictor, model=PermutedBack(ready.predictor.model, permutation))
         views.insert(0, ("real images, ids permuted alike", renamed, None))
 
-    def validate(_about, predictor, changed):
-        return validate(args, predictor, val, changed)
+    def look(_about, predictor, changed):
+        return validate(settings, predictor, val, changed)
 
-    curve = learn(args, ready, train, lambda: validate(*views[0]), progress)
-    ends = [last_figures(curve), *(figures(validate(*view)) for view in views[1:])]
+    curve = learn(settings, ready, train, lambda: look(*views[0]), subject.tell_step)
+    ends = [last_figures(curve), *(figures(look(*view)) for view in views[1:])]
     return curve, [{"validated_on": view[0], **end} for view, end in zip(views, ends, strict=True)]
 
 
@@ -172,7 +181,7 @@ class PermutedBack(nn.Module):
 
 
 @torch.no_grad()
-def measure_norms(ready, split, args, count=8):
+def measure_norms(ready, split, settings, count=8):
     """Give a random backbone's batch norms the statistics of `count` batches of its training images.
 
     Frozen as initialised, with mean 0 and variance 1, they do not normalise: MobileNetV2's features fade to 1e-9 of the
@@ -185,8 +194,8 @@ def measure_norms(ready, split, args, count=8):
     for norm in norms:
         norm.momentum = None  # the plain mean over the batches
         norm.train()
-    requests = draw_requests(len(split), args.batch_size, torch.Generator().manual_seed(args.seed))[:count]
-    for batch in data.training_batches(split, ready.geometry, requests, args.workers):
+    requests = draw_requests(len(split), settings.batch_size, torch.Generator().manual_seed(settings.seed))[:count]
+    for batch in data.training_batches(split, ready.geometry, requests, settings.workers):
         images, _ = training.augment(*(part.to(training.device) for part in batch), training.varying)
         model(ready.criterion.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -200,7 +209,7 @@ def measure_norms(ready, split, args, count=8):
 def conditions_table(rows, known):
     """All figures beside each other: a list of dicts with equal keys, None where a figure does not apply.
 
-    rows: of `run_condition`, in any order; known: `probes_noise.references`. First the lines that are known beforehand
+    rows: of `run_condition`, in any order; known: `noise_test.references`. First the lines that are known beforehand
     (chance, prior, layout map, layout floor), then one row a condition and validation.
     """
     empty = dict.fromkeys(("condition", "trained_on", "validated_on", "iterations", *FIGURES, "seconds", "skipped"))
@@ -221,7 +230,7 @@ def conditions_table(rows, known):
 def judge_conditions(rows, known):
     """Findings on rows of `run_condition`: "shortcut.conditions" with the table and curves, then one a condition.
 
-    known: `probes_noise.references` of the same splits. A row is compared with the rows that are there; the more there
+    known: `noise_test.references` of the same splits. A row is compared with the rows that are there; the more there
     are, the more can be said.
     """
     ran = {row["condition"]: row for row in rows if not row["skipped"]}
@@ -293,8 +302,7 @@ def _judge_real(row, _ran, known):
     train_loss, about = row["curve"][-1]["train_loss"], {"value": row["loss"], "reference": known["prior"]}
     if train_loss > LIMITS["still_prior"].value * known["train_prior"]:
         why = f"nothing learnt: training loss {train_loss:.3f}, class prior {known['train_prior']:.3f}; {shown(row)}"
-        remedy = "the training is broken or too short: check --lr, frozen layers, the loss, then --iters"
-        return Finding("", "fail", why, cause="nothing_learnt", remedy=remedy, **about)
+        return Finding("", "fail", why, cause="nothing_learnt", remedy=NOTHING_LEARNT, **about)
     if row["loss"] >= known["prior"]:
         why = f"learnt by heart: training loss {train_loss:.3f}, but {shown(row)} (class prior {known['prior']:.3f})"
         remedy = "more training images, fewer --iters, or validation images of the same kind"

@@ -6,17 +6,24 @@ classes. Otherwise it is *appearance*: the same things look different.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+import cli
 import data
 import metrics
+from cli import UserError
+from datasets.audit import audit_split, require_clean
+from datasets.catalogue import DATASETS, build_spec, parse_name, recognise
 from datasets.label_spaces import common_names
 from datasets.spec import VOID
 from engine.evaluation import predictions
-from probes.finding import LIMITS, Exhibit, Finding, Tile
+from engine.trained_run import space_of
+from probes.finding import Exhibit, Finding, Tile
+from probes.limits import LIMITS
 
 REMEDIES = {
     "spatial_overfitting": "train with --augment scale, translate and flip or with --crop, so that classes are seen in "
@@ -73,12 +80,57 @@ class Seen:
     answers: np.ndarray
 
 
-def cross_dataset(predictor, classes, sets, *, space=None, count=64, batch_size=8, workers=0, progress=None):
+def open_others(subject, names):
+    """Data sets to compare with, opened and found sound: {name: (Split to measure on, training grids)}, the subject's
+    own first.
+
+    names: as `find_set` takes them; the subject's own set is left out. Raises UserError.
+    """
+    own = subject.splits["val"]
+    sets = {f"{subject.spec.name}, its own": (own, subject.clean_audits["train"].grids)}
+    for text in names:
+        folder, spec = find_set(text)
+        if not own.parts and (spec.name, folder.resolve()) == (subject.spec.name, own.root.resolve()):
+            continue
+        splits = {name: data.open_split(spec, folder, name, subject.limit) for name in ("train", "val")}
+        audits = {name: audit_split(split, metrics.GRID) for name, split in splits.items()}
+        require_clean(audits.values())
+        sets[text] = (splits["val"], audits["train"].grids)
+    if len(sets) == 1:
+        raise UserError("no other set to compare with", "--cross-dataset", "name a data set or a folder that holds one")
+    return sets
+
+
+def find_set(text):
+    """(folder, spec) that --cross-dataset names: a folder that holds a set, a set by name in data/NAME, or NAME:FOLDER,
+    the one way to name a condition in a folder of one's own: acdc/fog:DIR."""
+    name, colon, folder = text.partition(":")
+    if Path(text).is_dir() or parse_name(name)[0] not in DATASETS:
+        return Path(text), recognise(text)
+    folder = Path(folder) if colon else Path("data") / parse_name(name)[0]
+    return folder, build_spec(name, folder)
+
+
+def cross_dataset(subject, sets):
+    """How a checkpoint's score travels to the sets of `open_others`: the Findings of `compare_sets`."""
+    progress = cli.Progress(100, "cross-dataset", "%")
+    found = compare_sets(
+        subject.predictor,
+        subject.spec.classes,
+        sets,
+        space=subject.content and space_of(subject.content),
+        progress=lambda done, of: progress.update(round(100 * done / of)),
+    )
+    progress.close()
+    return found
+
+
+def compare_sets(predictor, classes, sets, *, space=None, count=64, batch_size=8, workers=0, progress=None):
     """How much of a model's score is left on other sets, and why: a `Finding` for each set but the first, "cross.NAME".
 
     classes: the model's class names. sets: {name: (Split to measure on, that set's own training targets on the layout
     grid (N, rows, columns) uint8)}; the first is the reference, normally the set that the model was trained on. Each
-    comparison is made over the classes that model, reference and set share by name (`data_spaces.common_names`);
+    comparison is made over the classes that model, reference and set share by name (`label_spaces.common_names`);
     pixels of other classes count as void. space: the model's `LabelSpace`, which may merge some; None: nothing is
     merged. count: images of each, evenly spaced. progress(done, total): images.
     """

@@ -1,32 +1,32 @@
-"""What the files alone tell: label values, masks, odd and repeated images, classes, the layout floor.
+"""What single files tell: unreadable ones, label values, borders of masks, odd images.
 
 `audits`: {split: Audit} and `surveys`: {split: Survey}, in the splits' order, train among them.
 """
 
-import math
-from itertools import combinations
-
 import numpy as np
-import torch
 from PIL import Image
 
-import losses
-import metrics
+from cli import UserError
 from datasets.catalogue import SPECS
 from datasets.masks import read_image, read_labels
 from datasets.miscoded import first_class_is_common
 from datasets.spec import VOID
-from probes.finding import LIMITS, Exhibit, Finding, Tile
-from probes.survey import fingerprints, unit
+from probes.finding import Exhibit, Finding, Tile
+from probes.limits import LIMITS
 
-SHOWN = 20  # file names in a finding's evidence
+LISTED = 20  # file names in a finding's evidence
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and label values
 
 
-def audit_files(audits):
+def audit_files(subject):
     """Are all files readable, of one size with their mask, and all mask values declared?"""
+    return [judge_files(subject.audits)]
+
+
+def judge_files(audits):
+    """The Finding of `audit_files` on {split: Audit}."""
     for audit in audits.values():
         fault = audit.fault()
         if fault:
@@ -39,7 +39,7 @@ def audit_files(audits):
         f"all of {counted} read, sizes match, every mask value is declared",
         value=0.0,
         reference=0.0,
-        evidence={"exif_orientation": rotated, "void_share": _void_shares(audits)},
+        evidence={"exif_orientation": rotated, "void_share": void_shares(audits)},
     )
 
 
@@ -47,7 +47,7 @@ def _faulty_files(audit, cause, error):
     """The finding for a split's first fault: its cause and remedy, and what the faulty masks hold."""
     files = list(audit.broken or audit.unknown)
     what, _, remedy = str(error).rpartition("; ")
-    evidence = {"files": files[:SHOWN], "values": {str(v): n for v, n in audit.values.most_common(20)}}
+    evidence = {"files": files[:LISTED], "values": {str(v): n for v, n in audit.values.most_common(20)}}
     why, exhibits = f"{audit.split.name}: {what}", []
     if audit.unknown and not audit.broken:
         known = 1 - sum(audit.unknown_values.values()) / sum(audit.faulty_values.values())
@@ -92,14 +92,20 @@ def _draw_values(values, path):
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def mask_values(audits, surveys):
-    """Are declared values the right ones: neither clamped into the classes, nor mapped twice, nor counted from 1?"""
-    finding = _clamped(surveys) or _mapped_twice(audits) or _one_based(audits)
+def mask_values(subject):
+    """Are declared values the right ones: neither clamped into the classes, nor mapped twice, nor counted from 1?
+
+    Raises UserError for several sets.
+    """
+    if subject.spec.parts:
+        raise UserError("several sets, each with a coding of its own", remedy="examine one: --data --dataset NAME")
+    audits, surveys = subject.audits, subject.surveys
+    finding = _clamped(surveys) or mapped_twice(audits) or _one_based(audits)
     if finding := finding or _nothing_between(surveys) or _highest_alone(surveys):
-        return finding
+        return [finding]
     lone = max((float(_lone_share(s).max(initial=0.0)) for s in surveys.values()), default=0.0)
     why = f"masks hold areas of class numbers: at most {lone:.1%} of a mask's pixels below its highest value lie alone"
-    return Finding("data.mask_values", "pass", why, value=lone, reference=LIMITS["lone_pixels"].value)
+    return [Finding("data.mask_values", "pass", why, value=lone, reference=LIMITS["lone_pixels"].value)]
 
 
 def _lone_share(survey):
@@ -144,11 +150,9 @@ def _clamped(surveys):
         f"masks look like pictures whose values were clamped into the classes: in {_counted(surveys, rows)} the "
         f"highest value fills {share:.0%}, and those between are speckles or borders, never an area",
         cause="clamped_masks",
-        value=_largest_share(surveys, rows),
-        reference=LIMITS["faulty_files"].value,
         remedy="export class numbers; never clip or clamp a mask",
         evidence={"files": _names(surveys, rows), "highest_value_share": share},
-        exhibits=[_flagged_exhibit(surveys, rows)],
+        **_share_and_first(surveys, rows),
     )
 
 
@@ -196,15 +200,13 @@ def _highest_alone(surveys):
         f"{_counted(surveys, rows)} hold the class of the highest number and no other, where most masks hold several: "
         "as if their values were clamped",
         cause="clamped_masks",
-        value=_largest_share(surveys, rows),
-        reference=LIMITS["faulty_files"].value,
         remedy="look at these masks: if they should show more than one class, export class numbers anew, never clamped",
         evidence={"files": _names(surveys, rows)},
-        exhibits=[_flagged_exhibit(surveys, rows)],
+        **_share_and_first(surveys, rows),
     )
 
 
-def _mapped_twice(audits):
+def mapped_twice(audits):
     """Does a split hold just those classes that are left when train ids are mapped to train ids once more?"""
     spec, limit = audits["train"].split.spec, LIMITS["missing_if_mapped"].value
     forms = [form for forms in SPECS.values() for form in forms if form.classes == spec.classes]
@@ -213,7 +215,7 @@ def _mapped_twice(audits):
             if not _fits_mapping(audit, form):
                 continue
             others = [other for other in audits.values() if other is not audit and not _fits_mapping(other, form)]
-            missing, void = len(audit.absent), _void_shares(audits)
+            missing, void = len(audit.absent), void_shares(audits)
             sure = missing >= limit or any(_shares_fit_mapping(audit, other, form) for other in others)
             return Finding(
                 "data.mask_values",
@@ -287,12 +289,13 @@ def _one_based(audits):
 # Masks along their borders
 
 
-def mask_borders(surveys):
+def mask_borders(subject):
     """Were masks resized with blending or stored as JPEG, though every value is declared?
 
     Both leave thin runs of a third class where two meet, whose number lies between theirs.
     """
-    outlines, limit = _outline_classes(surveys), LIMITS["mixed_borders"].value
+    surveys, limit = subject.surveys, LIMITS["mixed_borders"].value
+    outlines = _outline_classes(surveys)
     pictures = _clamped(surveys) is not None  # a clamped picture has borders of its own, which say nothing
     aside = {name: (_full(s) | _borders_only(s)) & pictures for name, s in surveys.items()}
     shares = {name: _mixed_share(s, outlines) * ~aside[name] for name, s in surveys.items()}
@@ -300,25 +303,27 @@ def mask_borders(surveys):
     largest = max((float(share.max(initial=0.0)) for share in shares.values()), default=0.0)
     if verdict == "pass":
         why = f"at most {largest:.0%} of a mask's borders is a thin class between two others"
-        return Finding("data.mask_borders", "pass", why, value=largest, reference=limit)
+        return [Finding("data.mask_borders", "pass", why, value=largest, reference=limit)]
     phases = sum(surveys[name].phases[found].sum(axis=0) for name, found in rows.items())
     blocks = float(phases[0] / max(1, phases[len(phases) // 2]))  # a JPEG's blocks end on every 8th line
     made = "resized with blending or compressed as JPEG"
     if sum(map(len, rows.values())) >= 10:  # one mask's straight edges may lie on those lines by chance
         made = "compressed as JPEG" if blocks > LIMITS["mask_blocks"].value else "resized with blending"
     stored = {surveys[name].mask(row).suffix.lower() for name, found in rows.items() for row in found}
-    return Finding(
-        "data.mask_borders",
-        verdict,
-        f"{_counted(surveys, rows)} were {made}: up to "
-        f"{largest:.0%} of their borders is a thin third class, numbered between the two that meet",
-        cause="jpeg_masks" if stored & {".jpg", ".jpeg"} else "blended_masks",
-        value=largest,
-        reference=limit,
-        remedy="resize masks by nearest neighbour only and save them as PNG; start from the original ones",
-        evidence={"files": _names(surveys, rows), "share": _largest_share(surveys, rows), "blocks": blocks},
-        exhibits=[_flagged_exhibit(surveys, rows)],
-    )
+    return [
+        Finding(
+            "data.mask_borders",
+            verdict,
+            f"{_counted(surveys, rows)} were {made}: up to "
+            f"{largest:.0%} of their borders is a thin third class, numbered between the two that meet",
+            cause="jpeg_masks" if stored & {".jpg", ".jpeg"} else "blended_masks",
+            value=largest,
+            reference=limit,
+            remedy="resize masks by nearest neighbour only and save them as PNG; start from the original ones",
+            evidence={"files": _names(surveys, rows), "share": _largest_share(surveys, rows), "blocks": blocks},
+            exhibits=[_flagged_exhibit(surveys, rows)],
+        )
+    ]
 
 
 def _outline_classes(surveys):
@@ -339,9 +344,9 @@ def _mixed_share(survey, outlines):
 ODD = {"noise_images": "noise (neighbouring pixels have nothing in common)", "constant_images": "of one colour"}
 
 
-def odd_images(surveys):
+def odd_images(subject):
     """Are there images that are noise, or of one colour though their mask shows several classes?"""
-    limit = LIMITS["noise_image"].value
+    surveys, limit = subject.surveys, LIMITS["noise_image"].value
     constant = {name: s.constant & ((s.counts > 0).sum(axis=1) > 1) for name, s in surveys.items()}
     noise = {name: ~s.constant & (np.abs(s.neighbours) < limit) for name, s in surveys.items()}
     found = {"constant_images": _flag(constant), "noise_images": _flag(noise)}
@@ -350,137 +355,18 @@ def odd_images(surveys):
     if verdict == "pass":
         lowest = min((float(s.neighbours[~s.constant].min(initial=1.0)) for s in surveys.values()), default=1.0)
         why = f"no image is noise or of one colour; neighbouring pixels are correlated by {lowest:.2f} or more"
-        return Finding("data.images", "pass", why, value=lowest, reference=limit)
-    return Finding(
-        "data.images",
-        verdict,
-        "; ".join(f"{_counted(surveys, r)} are {ODD[c]}" for c, (r, v) in found.items() if v != "pass"),
-        cause=cause,
-        value=_largest_share(surveys, rows),
-        reference=LIMITS["faulty_files"].value,
-        remedy="replace these images by the originals, or take the pairs out",
-        evidence={c: _names(surveys, r) for c, (r, _) in found.items()},
-        exhibits=[_flagged_exhibit(surveys, rows)],
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Repeated images
-
-
-def duplicates(surveys):
-    """Does a split show images of another one: exact, re-encoded, resized, mirrored or brightened copies?
-
-    Images are compared by their detail (`probes_survey.fingerprints`), mirrored too. Neighbouring views across splits,
-    and exact repeats inside one, are warnings.
-    """
-    pairs, nearest = _alike_pairs(surveys)
-    copies = [p for p in pairs if p["like"] > LIMITS["copy"].value]
-    views = [p for p in pairs if p["like"] <= LIMITS["copy"].value]
-    inside = {name: _repeats_inside(s) for name, s in surveys.items()}
-    about = {
-        "value": _share_of_split(surveys, copies),
-        "reference": LIMITS["repeated"].value,
-        "evidence": {"copies": copies[:SHOWN], "views": views[:SHOWN], "repeats_inside": inside},
-    }
-    if copies:
-        return _copied(surveys, copies, about)
-    if len(views) >= 5 and _share_of_split(surveys, views) >= LIMITS["same_views"].value:
-        why = f"{len(views)} images show the view of an image of another split, as neighbouring frames of a video do"
-        remedy = "split by video or place, not by frame"
-        exhibits = [_pair_exhibit(surveys, p) for p in views[:3]]
-        cause = "repeated_across_splits"
-        return Finding("data.duplicates", "warn", why, cause=cause, remedy=remedy, exhibits=exhibits, **about)
-    repeated = [name for name, n in inside.items() if n >= max(2, LIMITS["repeated"].value * len(surveys[name]))]
-    if repeated:
-        why = ", ".join(
-            f"{inside[name]} of {len(surveys[name])} {name} images repeat an earlier one" for name in repeated
+        return [Finding("data.images", "pass", why, value=lowest, reference=limit)]
+    return [
+        Finding(
+            "data.images",
+            verdict,
+            "; ".join(f"{_counted(surveys, r)} are {ODD[c]}" for c, (r, v) in found.items() if v != "pass"),
+            cause=cause,
+            remedy="replace these images by the originals, or take the pairs out",
+            evidence={c: _names(surveys, r) for c, (r, _) in found.items()},
+            **_share_and_first(surveys, rows),
         )
-        return Finding("data.duplicates", "warn", why, remedy="keep one of each, unless it is meant", **about)
-    why = f"no image of a split is in another one; the two most alike agree by {nearest:.2f} of 1"
-    return Finding("data.duplicates", "pass", why, **about)
-
-
-def _copied(surveys, copies, about):
-    """The finding for images that two splits share: a failure where they are more than a few."""
-    counts = {}
-    for pair in copies:
-        counts[tuple(pair["splits"])] = counts.get(tuple(pair["splits"]), 0) + 1
-    counted = ", ".join(f"{n} of {len(surveys[b])} {b} images are in {a} too" for (a, b), n in counts.items())
-    kinds = [kind for kind in ("exact", "near", "mirrored") if any(p["kind"] == kind for p in copies)]
-    sure = about["value"] >= about["reference"] and max(counts.values()) > 1
-    return Finding(
-        "data.duplicates",
-        "fail" if sure else "warn",
-        f"{counted} ({' and '.join(kinds)} copies)",
-        cause="repeated_across_splits",
-        remedy="give every image to one split: what was trained on cannot be measured on",
-        exhibits=[_pair_exhibit(surveys, pair) for pair in copies[:3]],
-        **about,
-    )
-
-
-def _alike_pairs(surveys):
-    """Images of a later split that are like one of an earlier split, and the largest likeness that occurs.
-
-    Each pair: {"splits", "files", "kind" (exact, near or mirrored), "like" (1 for the same)}.
-    """
-    pairs, nearest = [], 0.0
-    for a, b, like, partner, mirrored in _partners(surveys):
-        rows = {digest: row for row, digest in enumerate(surveys[a].digests) if not surveys[a].constant[row]}
-        exact = np.array([rows.get(digest, -1) for digest in surveys[b].digests])
-        partner, like = np.where(exact >= 0, exact, partner), np.where(exact >= 0, 1.0, like)
-        nearest = max(nearest, float(like.max()))
-        for row in np.flatnonzero(like > LIMITS["same_view"].value):
-            kind = "exact" if exact[row] >= 0 else "mirrored" if mirrored[row] else "near"
-            files = [surveys[a].files[partner[row]], surveys[b].files[row]]
-            pairs.append({"splits": [a, b], "files": files, "kind": kind, "like": float(like[row])})
-    return pairs, nearest
-
-
-def _partners(surveys):
-    """For each two splits: names a, b; for each of b its largest likeness to a, whose, and whether mirrored, (N_b,)."""
-    prints = {name: fingerprints(s.icons) for name, s in surveys.items()}
-    flipped = {name: fingerprints(s.icons[:, :, ::-1]) for name, s in surveys.items()}
-    images = sum(map(len, surveys.values()))
-    mean = sum(p.sum(axis=0) for p in prints.values()) / max(1, images)  # what all share: a bonnet, a frame, a logo
-    for part in (prints, flipped):
-        for name, s in surveys.items():
-            part[name] = unit(part[name] - mean) * ~s.constant[:, None]
-    for a, b in combinations([name for name, s in surveys.items() if len(s)], 2):
-        like, row = _most_like(prints[b], prints[a])
-        like_mirror, row_mirror = _most_like(prints[b], flipped[a])
-        mirrored = like_mirror > like
-        yield a, b, np.where(mirrored, like_mirror, like), np.where(mirrored, row_mirror, row), mirrored
-
-
-def _most_like(queries, others):
-    """The largest product of each query (N, K) with the others (M, K), and whose: (N,) float32, (N,) int64."""
-    found = []
-    for start in range(0, len(queries), 512):  # a block at a time: the products of 7,000 by 7,000 would take 200 MB
-        products = queries[start : start + 512] @ others.T
-        row = products.argmax(axis=1)
-        found.append((products[np.arange(len(row)), row], row))
-    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
-
-
-def _share_of_split(surveys, pairs):
-    """The largest share of a split's images that one other split holds."""
-    counts = [(b, sum(p["splits"] == [a, b] for p in pairs)) for a, b in combinations(surveys, 2)]
-    return max((n / max(1, len(surveys[b])) for b, n in counts), default=0.0)
-
-
-def _repeats_inside(survey):
-    """How many images have the very pixels of an earlier one of their split."""
-    digests = [d for d, constant in zip(survey.digests, survey.constant, strict=True) if not constant]
-    return len(digests) - len(set(digests))
-
-
-def _pair_exhibit(surveys, pair):
-    tiles = []
-    for name, file in zip(pair["splits"], pair["files"], strict=True):
-        tiles.append(Tile(f"{name}: {file}", image=surveys[name].picture(surveys[name].files.index(file))))
-    return Exhibit(f"two splits, alike by {pair['like']:.2f} ({pair['kind']})", tiles)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -504,7 +390,13 @@ def _counted(surveys, rows):
 
 
 def _names(surveys, rows):
-    return [surveys[name].files[row] for name, found in rows.items() for row in found][:SHOWN]
+    return [surveys[name].files[row] for name, found in rows.items() for row in found][:LISTED]
+
+
+def _share_and_first(surveys, rows):
+    """What a finding about flagged files is judged by, and its exhibit."""
+    value, reference = _largest_share(surveys, rows), LIMITS["faulty_files"].value
+    return {"value": value, "reference": reference, "exhibits": [_flagged_exhibit(surveys, rows)]}
 
 
 def _flagged_exhibit(surveys, rows):
@@ -516,66 +408,6 @@ def _flagged_exhibit(surveys, rows):
     return Exhibit(f"{name}: {survey.files[row]}", tiles)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Classes and layout
-
-
-def _void_shares(audits):
+def void_shares(audits):
     """{split: share of the pixels read that are void}."""
     return {name: audit.void / max(1, audit.pixels) for name, audit in audits.items()}
-
-
-def class_distribution(audits):
-    """Which classes are absent or rare, how much is void, and which weights follow."""
-    train = audits["train"]
-    classes, counts, void = train.split.spec.classes, train.counts, _void_shares(audits)
-    shares = {
-        name: dict(zip(classes, (a.counts / max(1, a.counts.sum())).tolist(), strict=True))
-        for name, a in audits.items()
-    }
-    weights = losses.class_weights("sqrt", torch.from_numpy(counts), classes)
-    present = counts[counts > 0]
-    ratio = float(present.max() / present.min()) if len(present) else math.inf
-    evidence = {
-        "shares": shares,
-        "void_share": void,
-        "absent": {name: a.absent for name, a in audits.items() if a.absent},
-        "recommended_weights": dict(zip(classes, weights.tolist(), strict=True)),
-    }
-    about = {"value": ratio, "reference": LIMITS["imbalance"].value, "evidence": evidence}
-    also = "; void: " + ", ".join(f"{share:.1%} of {name}" for name, share in void.items())
-    if train.absent:
-        why = f"train holds no pixel of {', '.join(train.absent)}: the model cannot learn them"
-        remedy = "add images of them, or leave the classes out"
-        if void["train"] > 0.05:
-            remedy = f"see first whether their value is declared void; else {remedy}"
-        return Finding("data.classes", "warn", why + also, cause="absent_classes", remedy=remedy, **about)
-    if ratio > LIMITS["imbalance"].value:
-        why = (
-            f"the most frequent class has {ratio:.0f} times the pixels of the rarest ({classes[int(counts.argmin())]})"
-        )
-        remedy = "try --class-weights sqrt, or class_weights.json beside this diagnosis"
-        return Finding("data.classes", "warn", why + also, cause="class_imbalance", remedy=remedy, **about)
-    return Finding("data.classes", "pass", f"all classes occur; most to least frequent {ratio:.0f} to 1{also}", **about)
-
-
-def layout_floor(audits, split):
-    """What a predictor that never opens the image gets on a split (its name): mIoU, and how many labels it explains."""
-    num_classes = audits["train"].split.spec.num_classes
-    layout = metrics.fit_layout(audits["train"].grids, num_classes)
-    confusion = sum(
-        metrics.confusion_matrix(torch.from_numpy(layout.map), torch.from_numpy(grid), num_classes)
-        for grid in audits[split].grids
-    )
-    scores = metrics.segmentation_scores(confusion)
-    floor, accuracy = scores["miou"], scores["pixel_accuracy"]
-    if floor is None:
-        return Finding("data.layout_floor", "skip", f"{split} has no labelled pixel")
-    return Finding(
-        "data.layout_floor",
-        "pass",
-        f"without opening an image, the training masks alone give {split} mIoU {floor:.3f} and explain {accuracy:.0%} "
-        "of its labels: what a model scores up to there proves nothing",
-        value=floor,
-        evidence={"exponent": layout.exponent, "split": split, "pixel_accuracy": accuracy},
-    )

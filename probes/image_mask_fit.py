@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.spec import NORMAL, VOID
-from probes.finding import LIMITS, Exhibit, Finding, Tile
+from probes.finding import Exhibit, Finding, Tile
+from probes.limits import LIMITS
 
 PROBE = "data.label_agreement"
 REACH = 16  # pixels of the thumbnail that masks are moved by at most
@@ -211,9 +212,13 @@ def _surely_better(margins):
     its spread whatever the share of faulty files is.
     """
     size = np.abs(margins)
-    spread = 1.4826 * np.median(np.abs(size - np.median(size)))  # as a normal distribution's standard deviation
-    chance = LIMITS["agreement_spreads"].value * spread - np.median(size)
+    chance = LIMITS["agreement_spreads"].value * _spread(size) - np.median(size)
     return margins >= max(LIMITS["agreement_margin"].value, chance)
+
+
+def _spread(values):
+    """The standard deviation of a normal distribution with these values' median distance from their median."""
+    return 1.4826 * np.median(np.abs(values - np.median(values)))
 
 
 def _usual(agreement):
@@ -340,9 +345,8 @@ def _nothing_fits(agreement):
 def _foreign_files(agreement, free, _sizes):
     """Masks that fit their image far worse than the others do theirs: another image's, or nobody's."""
     fit, usual = agreement.fit, _usual(agreement)
-    spread = 1.4826 * np.median(np.abs(fit - np.median(fit)))
     suspicious = free & (fit < usual / 2)
-    outlying = suspicious & (fit < np.median(fit) - LIMITS["agreement_spreads"].value * spread)
+    outlying = suspicious & (fit < np.median(fit) - LIMITS["agreement_spreads"].value * _spread(fit))
     if not suspicious.any():
         return
     partners = best_partners(agreement)
@@ -380,8 +384,19 @@ def _fault(agreement, cause, what, files, mended, details=(), masks=(), whole=Fa
 # Saying it
 
 
-def label_agreement(pairs_of_split, sizes=None):
+def label_agreement(subject):
     """Do label borders lie on image edges more than mirrored, moved or other images' label borders do?
+
+    Returns the Findings of `judge_splits` on the pairs that the surveys keep pictures of.
+    """
+    pairs = {name: survey.pairs() for name, survey in subject.surveys.items()}
+    audits = subject.audits.values()
+    sizes = {audit.split.file(i): tuple(size) for audit in audits for i, size in enumerate(audit.image_sizes.tolist())}
+    return judge_splits(pairs, sizes)
+
+
+def judge_splits(pairs_of_split, sizes=None):
+    """The Findings on the masks of several splits.
 
     pairs_of_split: {split: [(file name, grey (h, w) uint8, target (h, w) uint8), …]}, the longer side at 240 pixels and
     targets in train ids from 253 on no label; sizes: {file name: (H, W)} of the originals, to give shifts in pixels.

@@ -5,18 +5,20 @@ the training machinery really does: nothing (at or above the class prior), its j
 much (below the layout: the labels leak in). Before anything is judged, the tensors that enter the network are shown to
 be noise: a noise test that silently trained on real images is the classic way to fool oneself.
 
-`prepare`, `learn` and `validate` are the small plain training itself, which `probes_conditions` runs on other inputs.
+`prepare`, `learn` and `validate` are the small plain training itself, which `probes.conditions` runs on other inputs.
 """
 
 import copy
 import math
 import time
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+import cli
 import data
 import losses
 import metrics
@@ -29,17 +31,14 @@ from engine.sampling import Sampling, draw_requests
 from engine.training import Training, train_one_epoch
 from networks.blocks import Normalise
 from probes import replacement_inputs
-from probes.finding import LIMITS, Exhibit, Finding
+from probes.finding import Exhibit, Finding
+from probes.limits import LIMITS
 
 # |correlation| between neighbouring pixels, or between two draws, below which pixels pass for independent. White noise
 # of 120x160x3 values stays below 0.02; photographs have 0.8 and more between neighbours.
 WHITE = 0.1
 CURVES = {"validation": "loss", "training": "train_loss"}
-
-
-def fresh_noise(images, targets, generator):
-    """Uniform noise in place of images (N, h, w, 3) uint8: new at every call, independent at every pixel."""
-    return replacement_inputs.noise(images, targets, generator)[0]
+NOTHING_LEARNT = "the training is broken or too short: check --lr, frozen layers, the loss, then --iters"
 
 
 def correlation(a, b):
@@ -132,32 +131,34 @@ def references(audit, split, layout):
     }
 
 
-def noise_test(args, splits, audits, device, make=fresh_noise, fresh=True, progress=None):
-    """Train `args.model` on noise for `args.iters` steps and say what it learnt.
+def noise_test(subject, change=replacement_inputs.noise, fresh=True):
+    """Train on noise and say what was learnt: [Finding]. In a notebook, on a set with a model of one's choice:
 
-    args: model, weights, freeze, image_size, batch_size, lr, iters, seed, workers. splits, audits: {"train", "val"}.
-    make(images, targets, generator): the noise, uint8; fresh: whether it must be new at every draw. progress(steps).
+        noise_test(Subject.open("camvid", "DIR", settings=TrainingSettings(model="unet_mobilenet_v2", iters=200)))
+
+    subject: its splits "train" and "val", its settings (model, steps …) and device. change: what makes the noise, a
+    function of `probes.replacement_inputs`; fresh: whether it must be new at every draw.
+    Raises UserError for faulty files or labels, and for a model, weights or a freezing rule that do not exist.
     """
+    audits, settings = subject.clean_audits, subject.settings
     start = time.perf_counter()
-    train, val = splits["train"], splits["val"]
-
-    def change(images, targets, generator):
-        return make(images, targets, generator), targets
-
-    ready = prepare(args, audits["train"], device, change)
+    train, val = subject.splits["train"], subject.splits["val"]
+    ready = prepare(settings, audits["train"], subject.device, change)
     complaint, proof = prove_noise(ready.training, ready.criterion, train, ready.geometry, fresh=fresh)
     if complaint:
         why = f"this is no noise test: {complaint}"
         remedy = "look at what replaces the images on their way to the network"
-        return Finding("noise_test", "fail", why, cause="noise_is_not_noise", remedy=remedy, evidence={"proof": proof})
+        return [
+            Finding("noise_test", "fail", why, cause="noise_is_not_noise", remedy=remedy, evidence={"proof": proof})
+        ]
     layout = metrics.fit_layout(audits["train"].grids, train.spec.num_classes)
     known = references(audits["train"], val, layout)
-    curve = learn(args, ready, train, lambda: validate(args, ready.predictor, val, change), progress)
+    curve = learn(settings, ready, train, lambda: validate(settings, ready.predictor, val, change), subject.tell_step)
     finding = judge(curve, known)
     finding.evidence.update(proof=proof, curve=curve, references=known, classes=train.spec.num_classes)
     finding.exhibits.append(_draw_curve(curve, known))
     finding.seconds = time.perf_counter() - start
-    return finding
+    return [finding]
 
 
 def _draw_curve(curve, known):
@@ -173,10 +174,55 @@ def _draw_curve(curve, known):
 # The small plain training
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """With what a small training starts; the defaults are those of the flags with these names."""
+
+    model: str = "fpn_mobilenet_v2"
+    weights: str = "none"
+    freeze: str = "none"
+    aux_task: str = "none"
+    image_size: tuple = (120, 160)  # height, width
+    iters: int = 400
+    batch_size: int = 8
+    lr: float = 2e-3
+    seed: int = 0
+    workers: int = 2
+
+    @classmethod
+    def from_args(cls, args):
+        """The settings that the flags name."""
+        values = {one.name: getattr(args, one.name) for one in fields(cls)}
+        return cls(**{**values, "image_size": tuple(args.image_size)})
+
+    @property
+    def geometry(self):
+        """How images enter the network: stretched to its size."""
+        return data.Geometry(list(self.image_size))
+
+    def start_model(self, num_classes):
+        """The network as it starts, drawn from the seed. Raises UserError as `models.start_model` does."""
+        torch.manual_seed(self.seed)
+        about = {"weights": self.weights, "freeze": self.freeze, "aux_task": self.aux_task}
+        return models.start_model(self.model, num_classes, **about)[0]
+
+
+def add_training_flags(parser):
+    """The flags of a small training, beside the network's and `--workers`; a foreign model sees images as it does."""
+    group = parser.add_argument_group("how the fresh or foreign model sees images, and how probes that train do it")
+    group.add_argument("--image-size", type=cli.size, default=[120, 160], metavar="HxW", help="canvas, pixels")
+    group.add_argument("--iters", type=cli.positive_int, default=400, help="steps of each training")
+    group.add_argument("--batch-size", type=cli.positive_int, default=8, help="images a step")
+    group.add_argument("--lr", type=cli.non_negative, default=2e-3, help="peak learning rate")
+    group.add_argument("--seed", type=cli.natural, default=0, help="of weights, order and noise")
+    group.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:N")
+
+
 class ChangedInput:
     """Stands where data.Augment stands: what enters the network is what `change` makes of the batch, or the batch.
 
-    change(images, targets, generator) -> (images, targets), all uint8, as in `probes_inputs`; None for none.
+    change(images, targets, generator) -> (images, targets), all uint8, as in `probes.replacement_inputs`; None
+    for none.
     """
 
     def __init__(self, change):
@@ -198,43 +244,41 @@ class Ready(NamedTuple):
     geometry: data.Geometry
 
 
-def prepare(args, audit, device, change=None):
-    """The training: `args.model` as its flags start it, AdamW, one-cycle, unweighted cross-entropy, no augmentation.
+def prepare(settings, audit, device, change=None):
+    """The training: the model as the settings start it, AdamW, one-cycle, unweighted cross-entropy, no augmentation.
 
-    args: model, weights, freeze, aux_task, image_size, batch_size, lr, iters, seed; audit: of the training split;
-    change: of every batch, as in ChangedInput.
+    audit: of the training split; change: of every batch, as in ChangedInput.
     """
-    torch.manual_seed(args.seed)
-    num_classes, geometry = audit.split.spec.num_classes, data.Geometry(args.image_size)
-    model, _ = models.start_model(num_classes=num_classes, **models.model_options(args))
+    num_classes, geometry = audit.split.spec.num_classes, settings.geometry
+    model = settings.start_model(num_classes)
     predictor = Predictor(model, num_classes, geometry, device)  # brings the model to the device
     criterion = losses.Criterion({"ce": [1.0]}, num_classes, Normalise()).to(device)
     training = Training(
         model=model,
-        optimizer=build_optimizer(model, "adamw", lr=args.lr, weight_decay=0.01),
-        schedule=Schedule("onecycle", args.iters, max(1, math.ceil(len(audit.split) / args.batch_size))),
+        optimizer=build_optimizer(model, "adamw", lr=settings.lr, weight_decay=0.01),
+        schedule=Schedule("onecycle", settings.iters, max(1, math.ceil(len(audit.split) / settings.batch_size))),
         sampling=Sampling("uniform", {}, audit, geometry),
         augment=ChangedInput(change),
         device=device,
         dtype=autocast_dtype("auto", device),
         clip=1.0,
-        seed=args.seed,
+        seed=settings.seed,
     )
     return Ready(training, criterion, predictor, geometry)
 
 
-def learn(args, ready, split, evaluate, progress=None):
-    """Train for `args.iters` steps; evaluate() -> engine.EvaluationCounts at a quarter, a half and the whole of them.
+def learn(settings, ready, split, evaluate, progress=None):
+    """Train for `settings.iters` steps; evaluate() -> EvaluationCounts at a quarter, a half and the whole of them.
 
     Returns [{"iteration", "train_loss", **figures}]; train_loss is the mean over the later half of the steps since the
     entry before. progress(steps) after each.
     """
-    training, curve, window = ready.training, [], []
-    stops = sorted({max(1, args.iters // 4), max(1, args.iters // 2), args.iters})
-    while training.step < args.iters:
+    training, curve, window, iters = ready.training, [], [], settings.iters
+    stops = sorted({max(1, iters // 4), max(1, iters // 2), iters})
+    while training.step < iters:
         until = next(stop for stop in stops if stop > training.step)
         for result in train_one_epoch(
-            training, ready.criterion, split, ready.geometry, args.batch_size, args.workers, until
+            training, ready.criterion, split, ready.geometry, settings.batch_size, settings.workers, until
         ):
             window.append(result["loss"])
             if progress:
@@ -249,17 +293,14 @@ def learn(args, ready, split, evaluate, progress=None):
 
 
 def figures(totals):
-    """What the curve notes of engine.EvaluationCounts: loss in nats per pixel, miou, pixel_accuracy, active_classes."""
+    """What the curve notes of EvaluationCounts: loss in nats per pixel, miou, pixel_accuracy, active_classes."""
     scores = totals.scores()
     return {"loss": totals.loss(), **{name: scores[name] for name in ("miou", "pixel_accuracy", "active_classes")}}
 
 
-def validate(args, predictor, split, change=None):
-    """EvaluationCounts of a split whose images are those that `change` makes, and whose targets are the true ones.
-
-    args: seed, batch_size, workers.
-    """
-    generator = torch.Generator().manual_seed(args.seed + 1)
+def validate(settings, predictor, split, change=None):
+    """EvaluationCounts of a split whose images are those that `change` makes, and whose targets are the true ones."""
+    generator = torch.Generator().manual_seed(settings.seed + 1)
 
     def replace(images, targets, _indices):
         size = images.shape[1:3]
@@ -267,7 +308,8 @@ def validate(args, predictor, split, change=None):
         return change(images, torch.stack(small), generator)[0]
 
     replaced = replace if change else None
-    return evaluation.evaluate(predictor, split, batch_size=args.batch_size, workers=args.workers, change=replaced)
+    options = {"batch_size": settings.batch_size, "workers": settings.workers}
+    return evaluation.evaluate(predictor, split, change=replaced, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -302,6 +344,6 @@ def judge(curve, known):
         remedy = "the noise repeats for each image, so that it can be learnt by heart; draw it anew every time"
         return Finding("noise_test", "fail", why, cause="memorised_noise", remedy=remedy, **about)
     if loss >= prior:
-        remedy = "the training is broken or too short: check --lr, frozen layers, the loss, then --iters"
-        return Finding("noise_test", "fail", f"nothing learnt: {held}", cause="nothing_learnt", remedy=remedy, **about)
+        why = f"nothing learnt: {held}"
+        return Finding("noise_test", "fail", why, cause="nothing_learnt", remedy=NOTHING_LEARNT, **about)
     return Finding("noise_test", "pass", f"the labels' layout, nothing else: {held}", **about)

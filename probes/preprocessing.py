@@ -9,8 +9,9 @@ import torch
 
 import data
 from networks import blocks
-from probes.answers import floor_of, label_maps, miou_of, stands_out
-from probes.finding import LIMITS, Finding
+from probes.answers import floor_of, label_maps, miou_of
+from probes.finding import Finding
+from probes.limits import LIMITS, stands_out
 
 # Reversed are the values that were made of each channel, or the channels before: with RGB's means on BGR's channels.
 CARELESS = "BGR with the means of RGB"
@@ -66,11 +67,12 @@ def _variants(normalise, now):
     return variants
 
 
-def preprocessing(predictor, sample, layout_map=None):
+def preprocessing(subject):
     """Do the same weights score clearly better on images prepared in another way?
 
     All preparations are tried on a few images, the best of them and the predictor's own compared on the whole sample.
     """
+    predictor, sample, layout_map = subject.predictor, subject.sample, subject.layout_map
     name, classes, few = "model.preprocessing", predictor.num_classes, sample.thin(8)
     now = recognise(predictor.normalise, predictor.device) or (DECLARED, DECLARED)
     variants = _variants(predictor.normalise, now)
@@ -88,12 +90,12 @@ def preprocessing(predictor, sample, layout_map=None):
     enters = f"what enters the network is {_words(now)}, with mIoU {mious[now]:.3f}"
     clear = mious[best] - mious[now] > LIMITS["better_input"].value and helped >= LIMITS["inputs_helped"].value
     if not (clear and stands_out(mious[best], floor)):
-        return Finding(
-            name, "pass", f"{enters}; none of {len(tried) - 1} other preparations is clearly better", **about
-        )
+        return [
+            Finding(name, "pass", f"{enters}; none of {len(tried) - 1} other preparations is clearly better", **about)
+        ]
     cause, remedy = _explain(now, best)
     why = f"{enters}; {_words(best)} gives the same weights {mious[best]:.3f} (layout floor {floor:.3f})"
-    return Finding(name, "fail", why, cause=cause, remedy=remedy, **about)
+    return [Finding(name, "fail", why, cause=cause, remedy=remedy, **about)]
 
 
 def _words(pair):
@@ -130,8 +132,9 @@ def _explain(now, best):
     return "wrong_value_range", f"prepare the images as in training: {_words(best)}"
 
 
-def input_contrast(predictor, sample):
+def input_contrast(subject):
     """Do the mean and spread of the tensor that enters the network look like any usual preparation?"""
+    predictor, sample = subject.predictor, subject.sample
     name, sums, squares, count = "model.input_contrast", 0.0, 0.0, 0
     for image in sample.images:
         with torch.inference_mode():
@@ -143,7 +146,7 @@ def input_contrast(predictor, sample):
     if not bool(torch.isfinite(means).all()):
         remedy = "look for a division by a standard deviation of 0 in the preparation"
         why = "what enters the network is not finite"
-        return Finding(name, "fail", why, cause="wrong_value_range", remedy=remedy)
+        return [Finding(name, "fail", why, cause="wrong_value_range", remedy=remedy)]
     raw = float(torch.cat([image.reshape(-1, 3) for image in sample.images]).float().std(0).mean() / 255)
     evidence = {"mean": mean, "deviation": deviation, "channel_means": means.tolist(), "deviation_of_images": raw}
     about = {"value": deviation, "reference": 1.0, "evidence": evidence}
@@ -151,16 +154,16 @@ def input_contrast(predictor, sample):
     if deviation < LIMITS["no_contrast"].value * raw:
         remedy = "look for a second division by 255, or a standard deviation meant for values up to 255"
         why = f"{shown}, the images in [0, 1] {raw:.3g}: next to nothing of them is left"
-        return Finding(name, "fail", why, cause="wrong_value_range", remedy=remedy, **about)
+        return [Finding(name, "fail", why, cause="wrong_value_range", remedy=remedy, **about)]
     known = recognise(predictor.normalise, predictor.device)
     if known and known[1] == TWICE:
         remedy = "normalise in one place only; weights from ImageNet expect it once"
-        return Finding(name, "warn", f"{shown}: {TWICE}", cause="normalised_twice", remedy=remedy, **about)
+        return [Finding(name, "warn", f"{shown}: {TWICE}", cause="normalised_twice", remedy=remedy, **about)]
     if known is None and not _usual(mean, deviation):
         remedy = "check the mean and standard deviation of the preparation against the range of its values"
         why = f"{shown}: neither standardised nor in [0, 1], [-1, 1] or [0, 255]"
-        return Finding(name, "warn", why, cause="wrong_value_range", remedy=remedy, **about)
-    return Finding(name, "pass", shown + (f": {_words(known)}" if known else ""), **about)
+        return [Finding(name, "warn", why, cause="wrong_value_range", remedy=remedy, **about)]
+    return [Finding(name, "pass", shown + (f": {_words(known)}" if known else ""), **about)]
 
 
 def _usual(mean, deviation):

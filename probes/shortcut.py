@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections import Counter
 
 import torch
 from torch import nn
@@ -12,8 +11,9 @@ import metrics
 import models
 from engine.training import batch_loss
 from probes import replacement_inputs
-from probes.answers import take_sample
-from probes.finding import LIMITS, Exhibit, Finding, Tile, plain
+from probes.answers import NOT_SEEN, take_sample
+from probes.finding import Exhibit, Finding, Tile, plain
+from probes.limits import LIMITS
 from probes.replacement_inputs import (
     flat_segments,
     mirrored,
@@ -30,8 +30,14 @@ SHORTCUT_REMEDY = "check that masks belong to their images, then augment with sc
 # Gradients
 
 
-def gradient_flow(model, criterion, images, targets):
-    """Does the loss reach every trainable parameter, and the image?
+def gradient_flow(subject):
+    """Does the loss reach every trainable parameter, and the image? The Finding of `check_gradients`."""
+    criterion = subject.criterion()  # freezes what the checkpoint's rule names
+    return [check_gradients(subject.model, criterion, *subject.training_batch())]
+
+
+def check_gradients(model, criterion, images, targets):
+    """The Finding on the gradients that the loss of a batch has.
 
     images (N, 3, H, W) float32 in [0, 1], targets (N, H, W) uint8. Works on a copy: no weight and no batch-norm
     statistic of `model` changes. In somebody else's model, parts that its answer does not use are counted, not blamed:
@@ -116,15 +122,14 @@ def _judge_gradients(norms, image_norm, unreached, zero, ours, about):
 
 
 def far_apart(sample, batch_size):
-    """A Sample in batches of one size: [(images (n, h, w, 3), targets (n, h, w), uint8)], n at least 2.
+    """A Sample in batches of its most common size: [(images (n, h, w, 3), targets (n, h, w), uint8)], n at least 2.
 
-    The images of a batch lie far apart in the split, so that "another image" is no neighbour in a video. Where images
-    keep sizes of their own, only the most common size takes part; [] where that leaves a single image.
+    The images of a batch lie far apart in the split, so that "another image" is no neighbour in a video.
+    [] where that size leaves a single image.
     """
-    shape = Counter(image.shape for image in sample.images).most_common(1)[0][0]
-    pairs = [pair for pair in zip(sample.images, sample.targets, strict=True) if pair[0].shape == shape]
-    parts = min(math.ceil(len(pairs) / batch_size), len(pairs) // 2)
-    return [tuple(map(torch.stack, zip(*pairs[part::parts], strict=True))) for part in range(parts)]
+    sample = sample.of_one_size()
+    parts = min(math.ceil(len(sample) / batch_size), len(sample) // 2)
+    return [tuple(torch.stack(one[part::parts]) for one in (sample.images, sample.targets)) for part in range(parts)]
 
 
 def own_images(images, targets, generator):
@@ -132,7 +137,7 @@ def own_images(images, targets, generator):
     return images, targets
 
 
-CONDITIONS = {
+REPLACEMENTS = {
     "own": own_images,
     "other_images": other_images,
     "noise": replacement_inputs.noise,
@@ -146,10 +151,10 @@ CONDITIONS = {
 SHOWN = ("own", "other_images", "noise", "flat_segments", "shuffled_patches")
 
 
-def layout_reliance(predictor, split, layout_map, *, count=64, batch_size=8, seed=0, progress=None):
+def layout_reliance(subject, *, count=64):
     """From what does a trained model answer: from the image's content, or from the place alone? Trains nothing.
 
-    An even sample of `count` images at the network's size is predicted under each of CONDITIONS. The score between 0
+    An even sample of `count` images at the network's size is predicted under each of REPLACEMENTS. The score between 0
     and 1 is L / (L + K):
 
         a_c(x)  class c's IoU under condition x, less what as many pixels of it, strewn at random, would get
@@ -162,16 +167,17 @@ def layout_reliance(predictor, split, layout_map, *, count=64, batch_size=8, see
     alone gets about a_c(own) s_c there, one that answers from the place gets a_c(own). So the score is 0 for the
     first and 1 for the second; where L + K is next to nothing it is None. Evidence also has `kept`, L / mean a_c(own).
 
-    layout_map: (rows, columns) uint8. progress(done, total): called with the batches done.
+    The size of batches and the seed are the settings'.
     """
-    batches = far_apart(take_sample(split, predictor.geometry, count), batch_size)
+    predictor, split, layout_map = subject.predictor, subject.splits["val"], subject.layout_map
+    batches = far_apart(take_sample(split, predictor.geometry, count), subject.settings.batch_size)
     if not batches:
-        return Finding("shortcut.layout_reliance", "skip", "a single image has no other to be mistaken for")
-    confusions, tiles = _run_conditions(predictor, batches, seed, progress)
+        return [Finding("shortcut.layout_reliance", "skip", "a single image has no other to be mistaken for")]
+    confusions, tiles = _ask_replaced(predictor, batches, subject.settings.seed, subject.tell)
     classes = predictor.num_classes
     scores = {name: metrics.segmentation_scores(confusion)["miou"] for name, confusion in confusions.items()}
     if not confusions["own"].any():
-        return Finding("shortcut.layout_reliance", "skip", "no labelled pixel in the sample")
+        return [Finding("shortcut.layout_reliance", "skip", "no labelled pixel in the sample")]
     guess = torch.from_numpy(metrics.resize_nearest(layout_map, tuple(batches[0][1].shape[1:])))
     floor = sum(metrics.confusion_matrix(guess.expand_as(t).contiguous(), t, classes) for _, t in batches)
     scenes = sum(_likeness(targets, classes) for _, targets in batches)
@@ -182,14 +188,14 @@ def layout_reliance(predictor, split, layout_map, *, count=64, batch_size=8, see
         **reliance_score(confusions, scenes),
     }
     exhibit = Exhibit("What the model answers when its image is replaced", tiles)
-    return _judge_reliance(evidence, exhibit)
+    return [judge_reliance(evidence, exhibit)]
 
 
-def _run_conditions(predictor, batches, seed, progress):
-    """({condition: confusion}, tiles of the first image under the conditions in SHOWN)."""
+def _ask_replaced(predictor, batches, seed, tell):
+    """({replacement: confusion}, tiles of the first image under the replacements in SHOWN)."""
     confusions, done = {}, 0
     tiles = [Tile("labels", mask=batches[0][1][0].numpy())]
-    for name, change in CONDITIONS.items():
+    for name, change in REPLACEMENTS.items():
         generator = torch.Generator().manual_seed(seed)
         confusions[name] = 0
         for number, batch in enumerate(batches):
@@ -200,8 +206,7 @@ def _run_conditions(predictor, batches, seed, progress):
                 title = name.replace("_", " ")
                 tiles += [Tile(title, images[0].numpy()), Tile(f"answer: {title}", mask=labels[0].numpy())]
             done += 1
-            if progress:
-                progress(done, len(CONDITIONS) * len(batches))
+            tell(done, len(REPLACEMENTS) * len(batches))
     return confusions, tiles
 
 
@@ -246,7 +251,7 @@ def reliance_score(confusions, scenes):
     }
 
 
-def _judge_reliance(evidence, exhibit):
+def judge_reliance(evidence, exhibit):
     """The finding from `layout_reliance`'s evidence."""
     miou, floor, reliance, kept = (evidence[key] for key in ("miou", "layout_floor", "reliance", "kept"))
     shown = (
@@ -276,28 +281,28 @@ def _judge_reliance(evidence, exhibit):
 # Features
 
 
-def feature_correlation(predictor, sample, *, count=16, batch_size=8, seed=0, progress=None):
+def feature_correlation(subject, *, count=16, batch_size=8, seed=0):
     """Do the features of a real image differ from those of noise, and from those of another image? Trains nothing.
 
     By stage (`stage_maps`), over `count` images of the sample: the cosine between flattened maps (D, rows, columns)
     of real and noise, and of real and another real image; raw, and with each channel's mean over the sample's real
     images taken off. Raw cosines of rectified features are high for any two inputs; the centred ones are judged, at the
-    last stage, which the classifier reads. progress(done, total): called with the batches done.
+    last stage, which the classifier reads.
     """
+    predictor, sample = subject.predictor, subject.sample
     sums, generator = {}, torch.Generator().manual_seed(seed)
     batches = far_apart(sample.thin(count), batch_size)
     if not batches:
-        return Finding("shortcut.features", "skip", "a single image has no other to be compared with")
+        return [Finding("shortcut.features", "skip", "a single image has no other to be compared with")]
     for done, (images, targets) in enumerate(batches, 1):
         real = stage_maps(predictor, images)
         fake = stage_maps(predictor, replacement_inputs.noise(images, targets, generator)[0])
         for stage in real:
             sums.setdefault(stage, []).append(_products(real[stage], fake[stage]))
-        if progress:
-            progress(done, len(batches))
+        subject.tell(done, len(batches))
     if not sums:
-        return Finding("shortcut.features", "skip", "no part of this model returns maps (N, D, rows, columns)")
-    return _judge_features({stage: _cosines(parts) for stage, parts in sums.items()})
+        return [Finding("shortcut.features", "skip", "no part of this model returns maps (N, D, rows, columns)")]
+    return [_judge_features({stage: _cosines(parts) for stage, parts in sums.items()})]
 
 
 def stage_maps(predictor, images):
@@ -393,9 +398,8 @@ def _judge_features(stages):
         f"cosine; raw {stages[last]['raw_noise']:.2f} and {stages[last]['raw_other']:.2f})"
     )
     if min(other, noise) > LIMITS["same_features"].value:
-        remedy = "the image does not reach the output: check normalisation, frozen layers and batch-norm statistics"
         why = f"{shown}: the features are the same for any input"
-        return Finding("shortcut.features", "fail", why, cause="ignores_the_image", remedy=remedy, **about)
+        return Finding("shortcut.features", "fail", why, cause="ignores_the_image", remedy=NOT_SEEN, **about)
     if noise > LIMITS["noise_features"].value:
         why = f"{shown}: noise looks like a real image to it, so that the place is what is left to tell classes apart"
         return Finding("shortcut.features", "warn", why, cause="layout_shortcut", remedy=SHORTCUT_REMEDY, **about)

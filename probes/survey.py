@@ -73,6 +73,10 @@ class Survey:
         """(N,) bool: images of one colour; 8 levels are left to compression."""
         return self.extent <= 8
 
+    def pairs(self):
+        """[(file, grey (h, w) uint8, target (h, w) uint8)] of the pairs that have a thumbnail."""
+        return [(self.files[i], self.greys[i], self.targets[i]) for i in sorted(self.greys)]
+
     def mask(self, row):
         """The path of one of the N masks."""
         return self.split.pairs[self.indices[row]][1]

@@ -8,24 +8,26 @@ from torch import nn
 
 import models
 from engine.checkpoint import fingerprint
-from probes.answers import ask, floor_of, label_maps, miou_of, stands_out
-from probes.finding import LIMITS, Finding
+from probes.answers import ask, floor_of, label_maps, miou_of
+from probes.finding import Finding
+from probes.limits import LIMITS, stands_out
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Batch norm and dropout
 
 
-def batch_norm_gap(predictor, sample, layout_map=None):
+def batch_norm_gap(subject):
     """Does the model score better with the statistics of the batch than with those it has stored?
 
     Works on copies: no weight and no statistic of the model changes.
     """
-    name, sample = "model.batch_norm", _one_size(sample)
+    predictor, sample, layout_map = subject.predictor, subject.sample, subject.layout_map
+    name, sample = "model.batch_norm", sample.of_one_size()
     norms = {where: m for where, m in predictor.model.named_modules() if _has_statistics(m)}
     if not norms:
-        return Finding(name, "skip", "the model has no batch norm that keeps statistics")
+        return [Finding(name, "skip", "the model has no batch norm that keeps statistics")]
     if len(sample) < 4:
-        return Finding(name, "skip", f"{len(sample)} images of one size: too few for a batch's statistics")
+        return [Finding(name, "skip", f"{len(sample)} images of one size: too few for a batch's statistics")]
     stored = _score(predictor, sample, None)
     batch = _score(predictor, sample, _with_batch_statistics(predictor.model))
     floor = floor_of(sample, predictor.num_classes, layout_map)
@@ -38,17 +40,10 @@ def batch_norm_gap(predictor, sample, layout_map=None):
     remedy = "train or fine-tune in training mode, or measure the statistics again on training images before evaluating"
     if batch - stored > LIMITS["stale_statistics"].value and stands_out(batch, floor):
         why = shown + (start if untouched else "")
-        return Finding(name, "fail", why, cause="stale_batch_norm", remedy=remedy, **about)
+        return [Finding(name, "fail", why, cause="stale_batch_norm", remedy=remedy, **about)]
     if untouched:
-        return Finding(name, "warn", shown + start, cause="stale_batch_norm", remedy=remedy, **about)
-    return Finding(name, "pass", shown, **about)
-
-
-def _one_size(sample):
-    """The part of a sample that has its most frequent size, so that batches can be made of it."""
-    shapes = [tuple(target.shape) for target in sample.targets]
-    most = max(shapes, key=shapes.count)
-    return sample.take([i for i, shape in enumerate(shapes) if shape == most])
+        return [Finding(name, "warn", shown + start, cause="stale_batch_norm", remedy=remedy, **about)]
+    return [Finding(name, "pass", shown, **about)]
 
 
 def _has_statistics(module):
@@ -88,17 +83,17 @@ def _dropout_effect(predictor, sample):
 # Layers that never trained
 
 
-def untrained(predictor, sample, initial=None, config=None):
+def untrained(subject):
     """Which layers are still what they were before training?
 
-    initial: `checkpoint.fingerprint` of the model before training; config: the flags it was trained with, whose freeze
-    rule names what is meant to stay; no sample is needed then. Without initial (a foreign model) layers are judged by
+    A checkpoint of ours brings `checkpoint.fingerprint` of the model before training, and in its flags the rule of what
+    is meant to stay; no image is needed then, so faulty data are no hindrance. A foreign model's layers are judged by
     their weights alone: those that are exactly what torch initialises a layer with, and that run when the model is
     asked about the sample.
     """
-    if initial is None:
-        return _judge_fresh(predictor, sample)
-    return _judge_unchanged(predictor.model, initial, getattr(config, "freeze", "none"))
+    if subject.content:
+        return [_judge_unchanged(subject.model, subject.content["initial"], subject.config.get("freeze", "none"))]
+    return [_judge_fresh(subject.predictor, subject.sample)]
 
 
 def _judge_unchanged(model, initial, rule):

@@ -8,14 +8,20 @@ import statistics
 
 from cli import parse_choice
 from engine.optim import SCHEDULES
-from probes.finding import LIMITS, Exhibit, Finding
+from probes.finding import Exhibit, Finding
+from probes.limits import LIMITS, stands_out
 
 
-def training_log(lines, config):
-    """Faults seen in a run's log: four Findings, log.learning_rate, log.loss, log.gradients and log.fit.
+def training_log(subject):
+    """Faults seen in the log of a checkpoint's run: the Findings of `judge_log`. Raises UserError without a log."""
+    return judge_log(subject.log, subject.config)
 
-    lines: the log's lines as dicts, in order (`train.Log` and `train.validate` say what is in them); config: the run's
-    flags as a dict. A probe that has too few lines to judge by is a skip.
+
+def judge_log(lines, config):
+    """Four Findings, log.learning_rate, log.loss, log.gradients and log.fit.
+
+    lines: the log's lines as dicts, in order (`engine.run_directory` says what is in them); config: the run's flags as
+    a dict. A judgement that has too few lines is a skip.
     """
     steps = [line for line in lines if line["kind"] == "train"]
     validations = [line for line in lines if line["kind"] == "validation"]
@@ -124,9 +130,7 @@ def _smoothed(losses):
 def _knows_already(validations):
     """Whether a validation is above the layout floor: the run went on with a model that had learnt."""
     return any(
-        line["miou"] is not None
-        and line["layout_floor"] is not None
-        and line["miou"] > line["layout_floor"] + LIMITS["log_above_floor"].value
+        line["miou"] is not None and line["layout_floor"] is not None and stands_out(line["miou"], line["layout_floor"])
         for line in validations
     )
 

@@ -9,11 +9,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import cli
-import diagnose
 from benchmarks import panel
 from benchmarks.panel import HEALTHY, main
 from benchmarks.panel_faults import CHECKPOINT_FAULTS, FILE_FAULTS, FOREIGN_FAULTS, TRAINING_FAULTS
 from datasets.streets.render import write_streets
+from probes.finding import CAUSES
 
 COUNTS = {"train": 48, "val": 20, "test": 20}
 
@@ -50,4 +50,4 @@ def test_every_planted_cause_is_one_that_a_finding_may_name():
     causes = {fault.cause for fault in FILE_FAULTS.values()}
     tables = (CHECKPOINT_FAULTS, FOREIGN_FAULTS, TRAINING_FAULTS)
     causes |= {fault[0] for table in tables for fault in table.values()}
-    assert causes <= set(diagnose.probes.CAUSES)
+    assert causes <= set(CAUSES)

@@ -11,7 +11,7 @@ from datasets.audit import ORIENTATION, audit_split
 from datasets.catalogue import build_spec
 from datasets.masks import match_size, read_image, read_labels, read_target
 from datasets.spec import UNKNOWN
-from probes.files import audit_files
+from probes.files import judge_files
 from tests.datasets.miniatures import GRID, open_folder
 
 
@@ -71,7 +71,7 @@ def test_values_that_are_no_class_number_stay_what_they_are(folder_set, pixels, 
     assert "colours" not in str(caught.value)
     audit = audit_split(open_folder(folder_set), GRID, images=False)
     assert audit.fault()[0] == "unknown_labels"
-    finding = audit_files({"train": audit})
+    finding = judge_files({"train": audit})
     assert (finding.verdict, finding.cause) == ("fail", "unknown_labels")
     assert "colours" not in finding.why
 

@@ -15,7 +15,7 @@ from datasets.label_spaces import LabelSpace, build_space, translate
 from datasets.masks import read_target
 from datasets.miscoded import NEVER_LABELLED, hidden_fault, likely_cause, starts_at_one
 from datasets.scenes import ADE20K, VOC
-from probes.files import audit_files
+from probes.files import judge_files
 from probes.finding import CAUSES
 from tests.datasets.miniatures import (
     BY_ID,
@@ -321,7 +321,7 @@ def test_black_and_white_masks_whose_white_is_void_by_default(tmp_path):
 
 def test_diagnose_names_a_hidden_coding_as_the_fault_of_the_files(tmp_path):
     recode(BY_ID["idd-labellevel3Ids"], tmp_path, range(19))
-    finding = audit_files({"train": audits_of("idd", tmp_path, ["train"])[0]})
+    finding = judge_files({"train": audits_of("idd", tmp_path, ["train"])[0]})
     assert (finding.verdict, finding.cause) == ("fail", "other_coding")
     assert "labellevel3Ids" in finding.remedy
     assert finding.json()["consequences"]

@@ -1,7 +1,6 @@
 """Trainings under conditions: healthy ones pass, each planted fault is named."""
 
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ from PIL import Image
 
 import data
 import metrics
-from datasets.audit import audit_split
-from datasets.catalogue import build_spec
 from engine.sampling import SampleRequest
 from probes import conditions
 from probes.conditions import (
@@ -27,9 +24,9 @@ from probes.conditions import (
 from probes.finding import Finding, conclude
 from probes.noise_test import prepare, references
 from probes.replacement_inputs import permuted_ids
-from tests.folder_set import write_folder_set
+from probes.subject import Subject
+from tests.probes.examples import CPU, audits_of, banded_set, open_splits, small_settings
 
-CPU = torch.device("cpu")
 # A healthy case: near to what the default model gave on CamVid (400 steps of 8 images at 120x160, 200 at 60x80).
 KNOWN = {
     "prior": 1.94, "layout": 1.08, "train_prior": 1.76, "train_layout": 0.93, "spread": 0.06, "chance": 0.03,
@@ -56,7 +53,7 @@ def test_one_alone_has_no_derangement():
 def test_a_repaired_split_keeps_the_image_and_gives_the_partners_target(folder_set):
     Image.new("L", (20, 10), 1).save(folder_set / "masks" / "train" / "002.png")  # a pair of another size
     Image.new("RGB", (20, 10), "red").save(folder_set / "images" / "train" / "002.png")
-    split = open_splits(folder_set)[0]["train"]
+    split = open_splits(folder_set)["train"]
     repaired = RepairedSplit(**vars(split), partners=[1, 2, 0, 4, 5, 6, 7, 3])
     for index, partner in enumerate(repaired.partners):
         image, target = repaired.read(index)
@@ -81,13 +78,13 @@ def test_permuted_back_undoes_permuted_ids():
 
 
 def test_measured_norms_keep_random_features_alive_and_change_nothing_else(folder_set):
-    splits, audits = open_splits(folder_set)
-    ready = prepare(options(freeze="backbone"), audits["train"], CPU)
+    splits = open_splits(folder_set)
+    ready = prepare(small_settings(freeze="backbone"), audits_of(splits)["train"], CPU)
     images = torch.rand(4, 3, 64, 96)
     model = ready.training.model.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert model.backbone(images)[-1].std() < 1e-6  # why the statistics have to be measured
-    measure_norms(ready, splits["train"], options())
+    measure_norms(ready, splits["train"], small_settings())
     assert model.eval().backbone(images)[-1].std() > 0.1
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert {key.rpartition(".")[2] for key in changed} == {"running_mean", "running_var", "num_batches_tracked"}
@@ -180,41 +177,11 @@ def test_a_row_alone_is_judged_without_a_comparison(name):
 # ---- trainings
 
 
-def open_splits(root):
-    spec = build_spec("folder", root)
-    splits = {name: data.open_split(spec, root, name) for name in ("train", "val")}
-    return splits, {name: audit_split(split, metrics.GRID) for name, split in splits.items()}
-
-
-def options(**changes):
-    base = {"model": "fpn_mobilenet_v2:channels=32", "image_size": [32, 48], "batch_size": 8, "lr": 3e-3, "iters": 60}
-    return Namespace(
-        **{**base, "seed": 0, "workers": 0, "weights": "none", "freeze": "none", "aux_task": "none", **changes}
-    )
-
-
-def banded_set(root, fitting=True):
-    """Three bands whose borders move, so that there is a layout to be learnt; fitting: the images show them too."""
-    write_folder_set(root, counts=(("train", 24), ("val", 8)))
-    rng = np.random.RandomState(1)
-    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
-    for path in sorted(root.glob("masks/*/*.png")):
-        first = 4 + rng.randint(0, 14)
-        second = first + 6 + rng.randint(0, 14)
-        rows = np.arange(40)[:, None].repeat(56, 1)
-        mask = (rows > first).astype(np.uint8) + (rows > second)
-        Image.fromarray(mask.astype(np.uint8)).save(path)
-        if fitting:
-            image = (colours[mask] + rng.randint(-30, 30, (40, 56, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(image).save(root / "images" / path.parent.name / path.name)
-    return root
-
-
 def test_what_cannot_run_says_why_and_trains_nothing(folder_set):
-    splits, audits = open_splits(folder_set)
+    splits = open_splits(folder_set)
     rows = [
-        run_condition("frozen_backbone", options(), splits, audits, CPU),
-        run_condition("mismatched", options(batch_size=1), splits, audits, CPU),
+        run_condition(Subject(splits, settings=small_settings()), "frozen_backbone"),
+        run_condition(Subject(splits, settings=small_settings(batch_size=1)), "mismatched"),
     ]
     findings = judge_conditions(rows, KNOWN)
     assert [finding.verdict for finding in findings] == ["skip", "skip", "skip"]
@@ -235,9 +202,10 @@ def test_a_noise_test_that_saw_no_noise_is_no_condition():
 
 def run_all(root, names, **changes):
     """{probe: finding} of real trainings on a tiny set."""
-    splits, audits = open_splits(root)
-    known = references(audits["train"], splits["val"], metrics.fit_layout(audits["train"].grids, 3))
-    rows = [run_condition(name, options(**changes), splits, audits, CPU) for name in names]
+    subject = Subject(open_splits(root), settings=small_settings(**changes))
+    train = subject.audits["train"]
+    known = references(train, subject.splits["val"], metrics.fit_layout(train.grids, 3))
+    rows = [run_condition(subject, name) for name in names]
     return {finding.probe: finding for finding in judge_conditions(rows, known)}
 
 

@@ -12,7 +12,7 @@ import data
 import metrics
 from datasets.catalogue import build_spec
 from engine.predictor import Predictor
-from probes.cross_dataset import Move, best_move, cross_dataset, layout_pull
+from probes.cross_dataset import Move, best_move, compare_sets, layout_pull
 
 CPU = torch.device("cpu")
 SIZE = (48, 64)
@@ -115,7 +115,7 @@ def reference(tmp_path):
 
 
 def judge(model, reference, other, **options):
-    (finding,) = cross_dataset(predictor(model), CLASSES, {"own": reference, "far": other}, **options)
+    (finding,) = compare_sets(predictor(model), CLASSES, {"own": reference, "far": other}, **options)
     assert finding.probe == "cross.far"
     json.dumps(finding.json(), allow_nan=False)
     return finding
@@ -292,6 +292,6 @@ def test_camvid_upside_down_to_a_model_of_its_layout(real_data):
     model = ByPlace(layouts, spec.num_classes)
     asked = Predictor(model, spec.num_classes, data.Geometry([60, 80]), CPU)
     sets = {"own": (val, layouts), "over": (TurnedOver(val), layouts[:, ::-1]), "same": (val, layouts)}
-    over, same = cross_dataset(asked, spec.classes, sets, count=12)
+    over, same = compare_sets(asked, spec.classes, sets, count=12)
     assert (over.cause, over.evidence["moved"]) == ("spatial_overfitting", "turned upside down")
     assert same.verdict == "pass"

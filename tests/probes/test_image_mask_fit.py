@@ -9,7 +9,7 @@ from PIL import Image
 import data
 from datasets.catalogue import build_spec
 from probes.finding import CAUSES
-from probes.image_mask_fit import best_partners, edge_ranks, label_agreement, label_borders, measure, offset_map
+from probes.image_mask_fit import best_partners, edge_ranks, judge_splits, label_borders, measure, offset_map
 
 FILES = 24
 
@@ -38,7 +38,7 @@ def with_masks(pairs, change, files=None):
 
 def look(pairs, **options):
     """The causes found: {cause: Finding}, each Finding fit for JSON."""
-    findings = label_agreement({"train": pairs}, **options)
+    findings = judge_splits({"train": pairs}, **options)
     for finding in findings:
         json.dumps(finding.json(), allow_nan=False)
     return {finding.cause: finding for finding in findings}
@@ -212,7 +212,7 @@ def test_images_of_several_sizes_are_compared_within_their_own(pairs):
 
 def test_one_cause_in_two_splits_is_one_finding(pairs):
     flipped = with_masks(pairs, lambda i: pairs[i][2][::-1])
-    findings = label_agreement({"train": flipped, "val": pairs, "test": flipped})
+    findings = judge_splits({"train": flipped, "val": pairs, "test": flipped})
     assert [f.cause for f in findings] == ["mirrored_masks"]
     assert findings[0].probe == "data.label_agreement.mirrored_masks"
     assert "train: " in findings[0].why

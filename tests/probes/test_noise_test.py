@@ -1,83 +1,40 @@
 """The noise test says what labels alone teach, and its controls come out as what they are."""
 
-from argparse import Namespace
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-import data
 import metrics
-from datasets.audit import audit_split
-from datasets.catalogue import build_spec
-from probes.noise_test import chance_miou, fresh_noise, judge, noise_test
-from tests.folder_set import write_folder_set
-
-CPU = torch.device("cpu")
-
-
-def audits_of(root):
-    spec = build_spec("folder", root)
-    splits = {name: data.open_split(spec, root, name) for name in ("train", "val")}
-    return splits, {name: audit_split(split, metrics.GRID) for name, split in splits.items()}
-
-
-def banded_set(root):
-    """Labels that depend on the place (three bands whose borders move), so that there is a layout to be learnt."""
-    write_folder_set(root, counts=(("train", 24), ("val", 8)))
-    rng = np.random.RandomState(1)
-    for path in sorted(root.glob("masks/*/*.png")):
-        first = 4 + rng.randint(0, 14)
-        second = first + 6 + rng.randint(0, 14)
-        rows = np.arange(40)[:, None].repeat(56, 1)
-        Image.fromarray(((rows > first).astype(np.uint8) + (rows > second)).astype(np.uint8)).save(path)
-    return root
-
-
-def options(**changes):
-    base = {"model": "fpn_mobilenet_v2:channels=32", "image_size": [32, 48], "batch_size": 8, "lr": 3e-3, "iters": 90}
-    return Namespace(
-        **{**base, "seed": 0, "workers": 0, "weights": "none", "freeze": "none", "aux_task": "none", **changes}
-    )
+from benchmarks.noise_controls import real, repeated
+from probes.noise_test import chance_miou, judge, noise_test
+from probes.replacement_inputs import noise
+from probes.subject import Subject
+from tests.probes.examples import banded_set, open_splits, small_settings
 
 
 def leak(images, targets, generator):
     """Noise, white and unlike any picture, that tells the label by its size: |value - 127| grows with the class."""
     sign = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
     size = 10 + 50 * targets.clamp(max=2)[..., None].int() + torch.randint(0, 8, images.shape, generator=generator)
-    return (127 + sign * size).to(torch.uint8)
-
-
-def repeated(images, _targets, _generator):
-    """Noise, but the same for the same image."""
-    noise = []
-    for image in images:
-        generator = torch.Generator().manual_seed(int(image.long().sum()))
-        noise.append(torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator))
-    return torch.stack(noise)
-
-
-def real(images, _targets, _generator):
-    """What fooled others: the images themselves."""
-    return images
+    return (127 + sign * size).to(torch.uint8), targets
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "changes", "fresh", "cause"),
+    ("change", "settings", "cause"),
     [
-        (fresh_noise, {}, True, None),
-        (fresh_noise, {"lr": 0.0, "iters": 8}, True, "nothing_learnt"),
-        (real, {}, True, "noise_is_not_noise"),
-        (repeated, {}, True, "noise_is_not_noise"),
-        (leak, {}, True, "label_leak"),
+        (noise, {}, None),
+        (noise, {"lr": 0.0, "iters": 8}, "nothing_learnt"),
+        (real, {}, "noise_is_not_noise"),
+        (repeated, {}, "noise_is_not_noise"),
+        (leak, {}, "label_leak"),
     ],
     ids=["healthy", "lr 0", "real images", "repeated, undeclared", "leak"],
 )
-def test_noise_test_and_its_controls(make, changes, fresh, cause, tmp_path):
-    splits, audits = audits_of(banded_set(tmp_path / "set"))
-    finding = noise_test(options(**changes), splits, audits, CPU, make=make, fresh=fresh)
+def test_noise_test_and_its_controls(change, settings, cause, tmp_path):
+    splits = open_splits(banded_set(tmp_path / "set", fitting=False))
+    settings = small_settings(**{"iters": 90, **settings})
+    [finding] = noise_test(Subject(splits, settings=settings), change)
     assert finding.cause == cause, finding.why
     assert finding.verdict == ("pass" if cause is None else "fail")
 

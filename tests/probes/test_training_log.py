@@ -2,14 +2,13 @@
 
 import json
 import math
-from argparse import Namespace
 
 import pytest
 
 import cli
 from engine.optim import Schedule, add_optim_flags
 from probes.finding import CAUSES
-from probes.training_log import training_log
+from probes.training_log import judge_log
 from tests.scripts import TINY, run_script
 
 TOTAL = 400
@@ -24,11 +23,10 @@ def config(**changes):
 
 def make_log(config, losses=None, norms=None, rates=None, validation=None, steps=TOTAL, parts=("backbone", "head")):
     """Lines as train.Log writes them, ten steps a line; losses, norms, rates, validation: functions of the step."""
-    args = Namespace(**config)
-    schedule = Schedule(args.schedule, TOTAL, PER_EPOCH, args.warmup)
+    schedule = Schedule(config["schedule"], TOTAL, PER_EPOCH, config["warmup"])
     losses = losses or (lambda step: 0.3 + 2 * math.exp(-step / 60))
     norms = norms or (lambda step: 2.0 + step % 3)
-    rates = rates or (lambda step: [schedule.rate(args.lr / 10, step - 1), schedule.rate(args.lr, step - 1)])
+    rates = rates or (lambda step: [schedule.rate(config["lr"] / share, step - 1) for share in (10, 1)])
     validation = validation or losses
     lines = []
     for step in range(10, steps + 1, 10):
@@ -45,7 +43,7 @@ def make_log(config, losses=None, norms=None, rates=None, validation=None, steps
 
 def look(lines, config):
     """{probe: Finding}, each fit for JSON and of a known cause."""
-    findings = training_log(lines, config)
+    findings = judge_log(lines, config)
     for finding in findings:
         json.dumps(finding.json(), allow_nan=False)
     assert [f.probe for f in findings] == ["log.learning_rate", "log.loss", "log.gradients", "log.fit"]
