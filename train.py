@@ -113,6 +113,7 @@ def check_flags(args, processes):
     check_outliers(**outlier_options(args))
     parse_sampling(args.sampling, args.crop)
     Schedule(args.schedule, 1, 1)
+    data.parse_augment(args.augment)
     if args.batch_size < 2 * processes:
         what = f"--batch-size {args.batch_size} leaves fewer than 2 images for each process, which batch norm refuses"
         raise UserError(what, remedy=f"use at least {2 * processes}")
@@ -166,14 +167,14 @@ def cache_splits(args, splits, geometry):
     return cached
 
 
-def write_samples(path, split, sampling, geometry, augment, spec, palette, count=8):
+def write_samples(path, split, training, geometry, spec, palette, count=8):
     """A picture of training examples exactly as the network gets them, masks beside them."""
     generator = torch.Generator().manual_seed(0)
-    requests = sampling.draw(generator, count)[0]
-    pairs = data.TrainingPairs(split, geometry, sampling.outliers)
+    requests = training.sampling.draw(generator, count)[0]
+    pairs = data.TrainingPairs(split, geometry, training.sampling.outliers)
     raw = [pairs[request] for request in requests]
     images, targets = (torch.stack(part) for part in zip(*raw, strict=True))
-    images, targets = augment(images, targets, generator)
+    images, targets = training.augment(images, targets, generator)
     images = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
     names = [split.file(request.index) for request in requests]
     examples = list(zip(images.numpy(), targets.numpy(), names, strict=True))
@@ -227,6 +228,29 @@ def build_criterion(args, model, audit, spec):
         label_smoothing=args.label_smoothing,
         aux_weights=model.aux_weights,
     )
+
+
+def prepare_training(args, model, sampling, device, dtype, rank, processes):
+    """What changes while training, before its first step: (Training, steps in all)."""
+    batches = sampling.draw(torch.Generator(), args.batch_size)
+    steps = len(share_batches(batches, rank, processes))
+    total_steps = args.iters or args.epochs * steps
+    training = Training(
+        model=model,
+        optimizer=build_optimizer(model, **optimizer_options(args)),
+        schedule=Schedule(args.schedule, total_steps, steps, args.warmup),
+        sampling=sampling,
+        augment=data.Augment(data.parse_augment(args.augment)),
+        device=device,
+        dtype=dtype,
+        clip=args.clip,
+        seed=args.seed,
+        accumulate=args.accumulate,
+        ema=args.ema,
+        rank=rank,
+        processes=processes,
+    )
+    return training, total_steps
 
 
 def describe(args, spec, geometry, layout, palette, model, initial):
@@ -323,7 +347,6 @@ def main(words=None):
     rank, processes = start_processes(device, one_size=args.crop is None)
     torch.manual_seed(args.seed)
     check_flags(args, processes)
-    augment = data.Augment(data.parse_augment(args.augment))
     dtype = autocast_dtype(args.amp, device)
     if rank == 0:
         print(f"device: {describe_device(device)}, autocast {str(dtype or 'off').removeprefix('torch.')}")
@@ -336,24 +359,7 @@ def main(words=None):
     criterion = build_criterion(args, model, audits["train"], spec).to(device)
     splits = cache_splits(args, splits, geometry)
     sampling = prepare_sampling(args, spec, audits["train"], geometry, rank)
-    batches = sampling.draw(torch.Generator(), args.batch_size)
-    steps = len(share_batches(batches, rank, processes))
-    total_steps = args.iters or args.epochs * steps
-    training = Training(
-        model=model,
-        optimizer=build_optimizer(model, **optimizer_options(args)),
-        schedule=Schedule(args.schedule, total_steps, steps, args.warmup),
-        sampling=sampling,
-        augment=augment,
-        device=device,
-        dtype=dtype,
-        clip=args.clip,
-        seed=args.seed,
-        accumulate=args.accumulate,
-        ema=args.ema,
-        rank=rank,
-        processes=processes,
-    )
+    training, total_steps = prepare_training(args, model, sampling, device, dtype, rank, processes)
     palette = spec.palette or distinct_palette(spec.num_classes)
     run = Run(
         args.run_dir,
@@ -368,7 +374,7 @@ def main(words=None):
         training.restore(last["training"])
     elif rank == 0:
         (run.path / "config.json").write_text(json.dumps(vars(args), indent=2) + "\n")
-        write_samples(run.path / "samples.png", splits["train"], sampling, geometry, augment, spec, palette)
+        write_samples(run.path / "samples.png", splits["train"], training, geometry, spec, palette)
         print(f"{run.path}/samples.png shows what the network will see")
     predictor = Predictor(training.best, spec.num_classes, geometry, device)
     stop = StopSignal()

@@ -77,7 +77,7 @@ class Predictor:
 
     flip: also ask about the mirror image; scales: the factors by which the network's input is resized; window: height
     and width of the windows that slide over each of these, None: each is seen whole. statistics: what some anomaly
-    scores need beside the answer (`anomaly.ScoreStatistics.finish`), {} without.
+    scores need beside the answer (`ScoreStatistics.finish`), {} without.
     """
 
     model: torch.nn.Module

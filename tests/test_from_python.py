@@ -14,6 +14,9 @@ from engine.sampling import draw_requests
 from engine.trained_run import load_predictor
 from engine.training import Training, train_step
 from networks.blocks import Normalise
+from probes.files import mask_borders
+from probes.subject import Subject
+from probes.trained_weights import untrained
 
 GEOMETRY = data.Geometry([32, 48])
 
@@ -43,3 +46,10 @@ def test_ask_a_trained_checkpoint(trained):
     found = predict_image(predictor, Image.new("RGB", (56, 40)), (40, 56), ["maxlogit"])
     assert found.labels.max() < len(content["data"]["classes"])
     assert found.scores["maxlogit"].isfinite().all()
+
+
+def test_run_one_probe(folder_set, trained):
+    [finding] = mask_borders(Subject.open("folder", folder_set))
+    assert finding.verdict == "pass"
+    [finding] = untrained(Subject.load(trained[0] / "best.pth"))
+    assert finding.probe == "model.untrained"
