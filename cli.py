@@ -208,7 +208,7 @@ class Progress:
     def __init__(self, total, label, unit="images", done=0):
         self.total, self.label, self.unit = total, label, unit
         self.first = self.done = done
-        self.figures, self.shown = {}, None
+        self.figures = {}
         self.start = self.last = time.monotonic()
         self.live = sys.stderr.isatty()
 

@@ -209,21 +209,28 @@ def spread_evenly(rated, count):
     return [(place, rated[place]) for place in places]
 
 
-def draw_panels(predictor, split, totals, count, palette):
-    """Pictures of `count` images evenly from worst to best per-image mIoU: yields (caption, PIL image)."""
+def choose_images(totals, count):
+    """`count` images evenly from worst to best per-image mIoU: [(index, mIoU, rank in words)]."""
     rated = [pair for pair in rate_images(totals) if pair[0] is not None]
     words = {0: "worst", len(rated) - 1: "best", len(rated) // 2: "median"}
-    for place, (miou, index) in spread_evenly(rated, count):
+    return [
+        (index, miou, words.get(place, f"{place + 1} of {len(rated)} from the worst"))
+        for place, (miou, index) in spread_evenly(rated, count)
+    ]
+
+
+def draw_panels(predictor, split, chosen, palette):
+    """Pictures of the images that `choose_images` chose: yields (caption, PIL image)."""
+    for index, miou, rank in chosen:
         image, target = split.read(index)
         found = predict_image(predictor, image, target.shape)
-        rank = words.get(place, f"{place + 1} of {len(rated)} from the worst")
         caption = f"{split.file(index)}: mIoU {miou:.3f} ({rank})"
         answer = found.labels.numpy(), found.confidence.numpy()
         yield caption, panel(np.asarray(image), target, *answer, split.spec.classes, palette, caption)
 
 
 def draw_anomaly_panels(predictor, split, totals, figures, count, palette):
-    """The same by the best score's own AUPR, with its heat map: yields (caption, PIL image)."""
+    """Pictures of `count` images evenly from worst to best by the best score's own AUPR: (caption, PIL image) each."""
     best = max(figures, key=lambda name: figures[name]["aupr"])
     rated = sorted((row["aupr"], index) for index, row in totals.image_scores.get(best, {}).items())
     threshold = totals.alarms.get(best)
@@ -279,14 +286,13 @@ def report_title(split, content):
 def write_pages(out, run_dir, predictor, content, split, totals, result, panels=6, features=False):
     """Draw the pictures and write the report page into OUT."""
     palette = [tuple(colour) for colour in content["data"]["palette"]]
-    stages = None
+    chosen, stages = choose_images(totals, panels), None
     if features:
-        rated = [pair for pair in rate_images(totals) if pair[0] is not None]
-        shown_images = [index for _, (_, index) in spread_evenly(rated, panels)]
-        stages = write_features(out, predictor, split, shown_images or list(range(min(FEATURE_IMAGES, len(split)))))
+        some = [index for index, *_ in chosen] or list(range(min(FEATURE_IMAGES, len(split))))
+        stages = write_features(out, predictor, split, some)
         print(feature_table(stages["stages"]))
     folder = out / "pictures"
-    pictures = save_all(folder, "panel", draw_panels(predictor, split, totals, panels, palette))
+    pictures = save_all(folder, "panel", draw_panels(predictor, split, chosen, palette))
     if result["anomaly"]:
         drawn = draw_anomaly_panels(predictor, split, totals, result["anomaly"], panels, palette)
         pictures += save_all(folder, "anomaly", drawn)
